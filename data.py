@@ -1,0 +1,711 @@
+"""Datasets, transforms and loaders, and the commands that prepare data.
+
+    python data.py demo --output demo_data                                     # a small data set, made here
+    python data.py pairs --image_root Tp --mask_root Gt --output my_set.json   # pair pictures and masks by name
+    python data.py check my_set.json other_set                                 # find every fault before a run does
+    python data.py resize my_set my_set_1024 --long_side 1024                  # shrink pictures and masks
+
+First half: reading files, pairing, datasets, loaders, augmentations, attacks. Second half: the four commands. Workers hand over
+uint8 pictures and masks; `to_device` is the one place that normalises them.
+"""
+import argparse
+import concurrent.futures
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations asks the network for its newest version otherwise
+
+import albumentations as albu
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from registry import Parser, UserError, run
+
+cv2.setNumThreads(0)  # the loader's workers are the parallelism
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # faults are raised here, with the file's name
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of pixels in 0..1
+STD = (0.229, 0.224, 0.225)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading files
+
+
+def read_bytes(path):
+    """Return the bytes of a file as a uint8 array; UserError for a missing, unreadable or empty file."""
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}. Mend the path or the file, or take it out of the dataset.") from None
+    if not len(data):
+        raise UserError(f"{path} is empty (0 bytes): copy it anew or take it out of the dataset.")
+    return data
+
+
+def is_complete(data):
+    """Tell whether a JPEG or PNG ends as it should; OpenCV fills the missing rest of a truncated JPEG without a word."""
+    head, tail = data[:4].tobytes(), data[-64:].tobytes()
+    if head.startswith(b"\xff\xd8"):
+        return tail.rstrip(b"\0").endswith(b"\xff\xd9")
+    return b"IEND" in tail if head == b"\x89PNG" else True
+
+
+def decode(path, data, flags, mode):
+    """Decode with OpenCV; PIL (converting to `mode`) takes what OpenCV can't read or what doesn't end as it should."""
+    if is_complete(data):
+        try:
+            image = cv2.imdecode(data, flags)
+        except cv2.error:  # more pixels than OpenCV allows
+            image = None
+        if image is not None:
+            return image
+    try:
+        return np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+    except Exception as error:  # PIL raises many types; each means that this file can't be decoded
+        raise UserError(f"{path} can't be decoded, it is broken or truncated ({error}): copy it anew or take it out.") from None
+
+
+def read_image(path, turn=False):
+    """Read a picture as RGB uint8 (H, W, 3), the same pixels as PIL gives. `turn` applies its EXIF orientation.
+
+    Raises UserError for files that are missing, empty, truncated or no picture.
+    """
+    flags = cv2.IMREAD_COLOR_RGB | (0 if turn else cv2.IMREAD_IGNORE_ORIENTATION)
+    return np.ascontiguousarray(decode(path, read_bytes(path), flags, "RGB"))
+
+
+def read_mask(path):
+    """Read a mask as uint8 (H, W): 1 where the mean of the colour channels is above 127.5, else 0. Raises UserError."""
+    mask = decode(path, read_bytes(path), cv2.IMREAD_UNCHANGED, "RGB")
+    if mask.dtype == np.uint16:
+        mask = (mask >> 8).astype(np.uint8)
+    elif mask.dtype != np.uint8:
+        raise UserError(f"{path}: a mask of {mask.dtype} pixels. Store it with 8 bits, 0 and 255.")
+    if mask.ndim == 3:
+        mask = mask[..., :3].sum(axis=2, dtype=np.uint16) > 382 if mask.shape[2] > 1 else mask[..., 0] > 127
+    else:
+        mask = mask > 127
+    return mask.astype(np.uint8)
+
+
+def read_pair(image_path, mask_path):
+    """Read a picture and its mask (None: authentic) and return (image, mask, turned).
+
+    EXIF orientation is applied to neither, unless only the turned picture has the size of its mask (`turned` is True then).
+    Raises UserError with both paths where no choice makes the sizes agree.
+    """
+    image = read_image(image_path)
+    if mask_path is None:
+        return image, np.zeros(image.shape[:2], np.uint8), False
+    mask = read_mask(mask_path)
+    if mask.shape == image.shape[:2]:
+        return image, mask, False
+    turned = read_image(image_path, turn=True)
+    if mask.shape == turned.shape[:2]:
+        return turned, mask, True
+    raise UserError(f"{image_path} is {image.shape[0]}x{image.shape[1]} pixels (height x width) but its mask {mask_path} is "
+                    f"{mask.shape[0]}x{mask.shape[1]}: mend or remove the pair (`python data.py check` finds all such pairs).")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which pictures belong to a dataset
+
+from data_demo import GaussianBlurWrapper, GaussianNoiseWrapper, JpegCompressionWrapper, RandomCopyMove, RandomInpainting  # TEMP
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+# What public sets append to the picture's stem. Columbia's second file `_edgemask_3` (three colours) is left out on
+# purpose: with it each of its pictures would have two masks.
+MASK_SUFFIXES = ("_gt", "_gt3", "_mask", "_edgemask", "_groundtruth", "_ground_truth", "_msk", "-gt", "-mask")
+MASK_SUFFIX = re.compile("(?:" + "|".join(MASK_SUFFIXES) + ")$", re.IGNORECASE)
+
+
+def list_files(root, suffixes):
+    """Return all files below `root` whose extension (lower case, with the dot) is in `suffixes`.
+
+    Paths are relative to `root`, with "/", sorted. Names starting with a dot are left out; links are followed, but
+    a folder is not entered again below itself. Raises UserError when `root` or a folder below can't be listed.
+    """
+    found, waiting = [], [("", ())]
+    try:
+        while waiting:
+            folder, parents = waiting.pop()
+            status = os.stat(os.path.join(root, folder))
+            here = (status.st_dev, status.st_ino)
+            if here in parents:
+                continue
+            with os.scandir(os.path.join(root, folder)) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        waiting.append((folder + entry.name + "/", parents + (here,)))
+                    elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                        found.append(folder + entry.name)
+    except OSError as error:
+        raise UserError(f"{error.filename or root}: can't list this folder ({error.strerror}); "
+                        "give an existing folder that you may read.") from None
+    return sorted(found)
+
+
+def list_pictures(root):
+    """Return all pictures (IMAGE_SUFFIXES) below `root` as sorted relative paths; see list_files."""
+    return list_files(root, IMAGE_SUFFIXES)
+
+
+def split_stem(path):
+    """Split a relative path into "folder/" and "stem". Only the last extension goes: stems of public sets hold dots."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash, os.path.splitext(name)[0]
+
+
+def pair_by_name(images, masks):
+    """Pair pictures with masks by name, whatever the order of the lists.
+
+    A mask belongs to the picture with the same relative folder and stem, or whose stem it extends by one of
+    MASK_SUFFIXES; the same stem goes before a suffix, the same upper and lower case before another. What is left is
+    paired without regard to the folder if the stem occurs only once among all pictures and once among all masks.
+
+    Args:
+        images, masks: lists of paths relative to the root of the pictures and to the root of the masks
+    Returns:
+        pairs: list of (image, mask) in the order of `images`; images_left; masks_left
+    Raises:
+        UserError: several pictures or masks of one folder claim the same partner
+    """
+    image_parts, mask_parts = [split_stem(path) for path in images], [split_stem(path) for path in masks]
+    bare_parts = [(folder, MASK_SUFFIX.sub("", stem)) for folder, stem in mask_parts]
+    partner, used = {}, set()  # positions: picture -> mask, and the masks taken
+
+    def match(same_folder, same_case, parts):
+        """Pair what is alone on both sides with its key; return the other groups of pictures and masks."""
+        def key(folder, stem):
+            name = folder + stem if same_folder else stem
+            return name if same_case else name.casefold()
+
+        waiting = {}
+        for index, part in enumerate(parts):
+            if not same_folder or index not in used:
+                waiting.setdefault(key(*part), ([], []))[1].append(index)
+        for index, part in enumerate(image_parts):
+            if not same_folder or index not in partner:
+                group = waiting.get(key(*part))
+                if group:
+                    group[0].append(index)
+        unclear = []
+        for group in waiting.values():
+            if len(group[0]) == len(group[1]) == 1:
+                (image,), (mask,) = group
+                if image not in partner and mask not in used:
+                    partner[image] = mask
+                    used.add(mask)
+            elif group[0]:
+                unclear.append(group)
+        return unclear
+
+    for same_folder in (True, False):
+        for parts in (mask_parts, bare_parts):
+            for same_case in (True, False):
+                if len(partner) == len(images) or len(used) == len(masks):
+                    break
+                unclear = match(same_folder, same_case, parts)
+            else:
+                if unclear and same_folder:
+                    group_images, group_masks = unclear[0]
+                    raise UserError(
+                        f"{', '.join(images[i] for i in group_images)}: belongs to {len(group_masks)} mask(s) by name "
+                        f"({', '.join(masks[i] for i in group_masks)}); {len(unclear)} such case(s). Keep one picture "
+                        "and one mask of each stem in a folder.")
+    pairs = [(images[i], masks[partner[i]]) for i in range(len(images)) if i in partner]
+    return (pairs, [path for i, path in enumerate(images) if i not in partner],
+            [path for i, path in enumerate(masks) if i not in used])
+
+
+class PackedStrings:
+    """A list of strings in two tensors. Forked workers share them, where a list of str would be copied as it is looked at."""
+
+    def __init__(self, strings):
+        encoded = [os.fsencode(s) for s in strings]
+        self.ends = torch.from_numpy(np.cumsum([0, *map(len, encoded)]))
+        self.bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
+
+    def __len__(self):
+        return len(self.ends) - 1
+
+    def __getitem__(self, index):
+        start, end = self.ends[index:index + 2].tolist()
+        return os.fsdecode(self.bytes[start:end].numpy().tobytes())
+
+
+def read_json(path):
+    """Return the content of a JSON file; UserError where it is malformed or empty."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read: {error}.") from None
+    if not content or not isinstance(content, (list, dict)):
+        raise UserError(f"{path} is {'empty' if content in ([], {}) else 'no list and no object'}. {JSON_FORMS}")
+    return content
+
+
+JSON_FORMS = ('Give a list of [image, mask or "Negative"], a list of ["ManiDataset" or "JsonDataset", path], '
+              "or an object {name: path} of several sets.")
+
+
+def dataset_kind(path):
+    """Tell what a path is: ManiDataset, JsonDataset, BalancedDataset, several (an object of sets) or FolderDataset.
+
+    Anything else is a UserError that says which of these it nearly was.
+    """
+    path = Path(path)
+    if path.is_dir():
+        have = [name for name in ("Tp", "Gt") if (path / name).is_dir()]
+        if len(have) == 1:
+            raise UserError(f"{path} has {have[0]}/ but no {'Gt' if have == ['Tp'] else 'Tp'}/: a dataset folder needs both, pictures in "
+                            "Tp/ and masks in Gt/.")
+        return "ManiDataset" if have else "FolderDataset"
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder. Give a folder with Tp/ and Gt/, or a JSON file.")
+    if path.suffix.lower() != ".json":
+        raise UserError(f"{path} is neither a folder nor a .json file. Give a folder with Tp/ and Gt/, or a JSON file.")
+    content = read_json(path)
+    if isinstance(content, dict):
+        wrong = [key for key, value in content.items() if not isinstance(value, str)]
+        if wrong:
+            raise UserError(f"{path}: the value of {wrong[0]!r} is no path. {JSON_FORMS}")
+        return "several"
+    for position, item in enumerate(content):
+        if not (isinstance(item, list) and len(item) == 2 and all(isinstance(part, str) and part for part in item)):
+            raise UserError(f"{path}: item {position} is {json.dumps(item)[:80]}, not a pair of strings. {JSON_FORMS}")
+    sets = [item[0] in ("ManiDataset", "JsonDataset") for item in content]
+    if any(sets) and not all(sets):
+        raise UserError(f"{path}: item {sets.index(not sets[0])} is of another kind than item 0. {JSON_FORMS}")
+    return "BalancedDataset" if sets[0] else "JsonDataset"
+
+
+def beside(json_path, path):
+    """Return a path that a JSON gives: taken from the JSON's own folder if it is there, else from the working directory."""
+    near = os.path.join(os.path.dirname(os.path.abspath(json_path)), path)
+    return near if os.path.exists(near) else path
+
+
+def find_pairs(path):
+    """Return (names, image_paths, mask_paths) of a dataset of any kind but `several`; mask path "" = authentic or unlabelled.
+
+    `names` are the pictures as listed: below Tp/ or the folder, or the JSON's own text. Raises UserError for extra pictures or masks,
+    and for missing files.
+    """
+    kind = dataset_kind(path)
+    if kind == "ManiDataset":
+        pictures, masks = list_pictures(os.path.join(path, "Tp")), list_pictures(os.path.join(path, "Gt"))
+        pairs, lone_pictures, lone_masks = pair_by_name(pictures, masks)
+        if not pairs and pictures and len(pictures) == len(masks):
+            print(f"warning: {path}: no name in Gt/ fits a name in Tp/, so the files are paired by dictionary order; "
+                  f"check that {pictures[0]} belongs to {masks[0]}", flush=True)
+            pairs, lone_pictures, lone_masks = list(zip(pictures, masks)), [], []
+        if lone_pictures or lone_masks:
+            raise UserError(f"{path}: " + " and ".join(
+                f"{len(lone)} {what}: {', '.join(lone[:10])}{' ...' if len(lone) > 10 else ''}"
+                for lone, what in ((lone_pictures, "pictures in Tp/ without a mask in Gt/"), (lone_masks, "masks without a picture")) if lone)
+                + ". Add what is missing or move these files away.")
+        names = [os.path.join(path, "Tp", image) for image, _ in pairs]
+        images, masks = names, [os.path.join(path, "Gt", mask) for _, mask in pairs]
+    elif kind == "FolderDataset":
+        images = names = [os.path.join(path, image) for image in list_pictures(path)]
+        masks = [""] * len(images)
+    elif kind == "JsonDataset":
+        content = read_json(path)
+        names = [image for image, _ in content]
+        images = [beside(path, image) for image in names]
+        masks = ["" if mask == "Negative" else beside(path, mask) for _, mask in content]
+        del content
+        missing = [file for file in (*images, *masks) if file and not os.path.exists(file)]
+        if missing:
+            raise UserError(f"{path} names {len(missing)} files that do not exist: {', '.join(missing[:5])}"
+                            f"{' ...' if len(missing) > 5 else ''}. Relative paths are taken from the JSON's folder, then from the working directory.")
+    else:
+        raise UserError(f"{path}: a {'JSON of several sets' if kind == 'several' else kind} can't be used here. Give one dataset.")
+    if not names:
+        raise UserError(f"{path} holds no picture ({' '.join(sorted(IMAGE_SUFFIXES))}).")
+    return names, images, masks
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scan: what every file of a dataset is, read once and remembered
+
+SCAN_DTYPE = np.dtype([("size", "i8"), ("mtime", "i8"), ("digest", "S32"), ("height", "i4"), ("width", "i4"), ("orientation", "i2")])
+
+
+def scan_file(path):
+    """Read a whole file and return its SCAN_DTYPE row: bytes, mtime (ns), BLAKE2 digest, header size, EXIF orientation.
+
+    Raises UserError for a file that is empty, truncated or no picture. Pixels are not decoded: `check` does that.
+    """
+    data = read_bytes(path)
+    if not is_complete(data):
+        decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB")
+    try:
+        picture = Image.open(io.BytesIO(data))
+        # For a PNG without EXIF, PIL would decode the whole picture to learn that.
+        orientation = picture.getexif().get(0x0112, 1) if picture.format != "PNG" or b"eXIf" in data.tobytes() else 1
+    except Exception as error:  # PIL raises many types; each means that this is no picture
+        raise UserError(f"{path} is no picture that can be read ({error}): copy it anew or take it out.") from None
+    stat = os.stat(path)
+    orientation = orientation if orientation in range(1, 9) else 1
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    return np.array((stat.st_size, stat.st_mtime_ns, digest, picture.height, picture.width, orientation), SCAN_DTYPE)
+
+
+def scan(path, files):
+    """Return one SCAN_DTYPE row for each of `files`, a dataset's pictures and masks.
+
+    Rows are kept in `.<name>.scan.npz` beside the dataset (inside it, for a folder), and a file is read anew when its size or time of
+    change differs. The cache is a convenience: where it can't be written the scan works all the same.
+    """
+    path = Path(path)
+    cache = path / ".scan.npz" if path.is_dir() else path.with_name(f".{path.name}.scan.npz")
+    rows, known = np.zeros(len(files), SCAN_DTYPE), {}
+    try:
+        with np.load(cache) as stored:
+            known = dict(zip(stored["files"].tobytes().split(b"\0"), stored["rows"]))
+    except (OSError, ValueError, KeyError, EOFError):
+        pass
+    stale = []
+    for i, file in enumerate(files):
+        stat = os.stat(file)
+        row = known.get(os.fsencode(file))
+        if row is not None and row["size"] == stat.st_size and row["mtime"] == stat.st_mtime_ns:
+            rows[i] = row
+        else:
+            stale.append(i)
+    if stale:
+        start = time.time()
+        with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for done, (i, row) in enumerate(zip(stale, pool.map(lambda i: scan_file(files[i]), stale))):
+                rows[i] = row
+                if time.time() - start > 5 and done % 1000 == 0:
+                    print(f"reading {path}: {done} of {len(stale)} files", file=sys.stderr, flush=True)
+        try:
+            partial = cache.with_name(f"{cache.name}.{os.getpid()}.npz")
+            np.savez(partial, files=np.frombuffer(b"\0".join(map(os.fsencode, files)), np.uint8), rows=rows)
+            os.replace(partial, cache)
+        except OSError:
+            print(f"note: {cache} can't be written, so the files will be read again next time", flush=True)
+    return rows
+
+
+def check_sizes(image_paths, mask_paths, image_rows, mask_rows):
+    """Raise UserError where a mask's size fits its picture neither as stored nor as turned by EXIF; all such pairs are counted."""
+    same = (image_rows["height"] == mask_rows["height"]) & (image_rows["width"] == mask_rows["width"])
+    turned = (image_rows["height"] == mask_rows["width"]) & (image_rows["width"] == mask_rows["height"]) & (image_rows["orientation"] > 4)
+    wrong = np.flatnonzero(~(same | turned))
+    if len(wrong):
+        i = wrong[0]
+        raise UserError(f"{len(wrong)} masks differ in size from their pictures, first {image_paths[i]} ({image_rows['height'][i]}x"
+                        f"{image_rows['width'][i]} pixels, height x width) and {mask_paths[i]} ({mask_rows['height'][i]}x{mask_rows['width'][i]}): "
+                        "mend or remove them (`python data.py check` lists all).")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Datasets
+
+
+class PictureDataset(Dataset):
+    """Pictures with masks, one sample a picture; the kinds below differ only in how they find the files.
+
+    A sample is a dict of NumPy arrays: image (S, S, 3) uint8 RGB, mask (S, S) uint8 0/1, edge_mask likewise if asked for, label, shape,
+    original_shape, origin_shape (see DESIGN: (H, W) of the valid area, of the file, after augmentation), name, index, and whatever the
+    model's post function adds.
+
+    Args:
+        path: folder or JSON (see `open_dataset`)
+        image_size: S in pixels
+        padding: pad (and crop) to S x S instead of resizing
+        edge_mask_width: width of the boundary band in pixels, None = no edge_mask
+        transform: albumentations pipeline for training, drawn anew for each (seed, epoch, picture) whatever the worker or rank
+        post_func: the model's post function
+        attacks: list of (strength, transform); a sample is then a list with one dict per strength
+        fingerprint: read all files and compute `fingerprint`; checks every file's header and the sizes of all pairs
+    """
+
+    def __init__(self, path, image_size=512, padding=False, edge_mask_width=None, transform=None, post_func=None, attacks=None,
+                 seed=0, fingerprint=True):
+        self.path, self.image_size, self.padding, self.transform, self.post_func = str(path), image_size, padding, transform, post_func
+        self.attacks, self.seed = attacks, seed
+        self.edge_kernel = edge_mask_width and cv2.getStructuringElement(cv2.MORPH_CROSS, (edge_mask_width, edge_mask_width))
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+        self.said_crop = torch.tensor(os.environ.get("RANK", "0") != "0").share_memory_()  # said once, by one worker of rank 0
+        names, images, masks = self.find(path)
+        self.num_tampered = sum(map(bool, masks))
+        self.fingerprint = self.compute_fingerprint(images, masks) if fingerprint else "not computed"
+        self.names, self.images, self.masks = map(PackedStrings, (names, images, masks))
+
+    def find(self, path):
+        """Return (names, image_paths, mask_paths)."""
+        return find_pairs(path)
+
+    def compute_fingerprint(self, images, masks):
+        """Return 12 hexadecimal digits from the names, sizes and contents of all files, the same wherever the dataset lies."""
+        files = [*images, *filter(None, masks)]
+        rows = scan(self.path, files)
+        tampered = np.flatnonzero([bool(mask) for mask in masks])
+        check_sizes([images[i] for i in tampered], files[len(images):], rows[tampered], rows[len(images):])
+        lines = sorted(f"{os.path.basename(file)} {row['size']} {row['digest'].decode()}" for file, row in zip(files, rows))
+        return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+
+    def describe(self):
+        """Return the line that a run prints about the dataset."""
+        return (f"{type(self).__name__} {self.path}: {len(self)} pictures, {self.num_tampered} tampered, "
+                f"{len(self.images) - self.num_tampered} authentic, fingerprint {self.fingerprint}")
+
+    def __len__(self):
+        return len(self.images)
+
+    def epoch_indices(self, rng):
+        """Return the indices that one epoch visits, in order, drawn from a NumPy generator."""
+        return rng.permutation(len(self.images))
+
+    def __getitem__(self, index):
+        image, mask, turned = read_pair(self.images[index], self.masks[index] or None)
+        info = {"name": self.names[index], "path": self.images[index], "index": np.int64(index), "original_shape": np.array(image.shape[:2]),
+                "label": np.int64(bool(self.masks[index])), "pristine": not turned}
+        if self.attacks is None:
+            if self.transform is not None:
+                self.transform.set_random_seed(int(np.random.default_rng([self.seed, int(self.epoch), index]).integers(2**31)))
+                augmented = self.transform(image=image, mask=mask)
+                image, mask = augmented["image"], augmented["mask"]
+                info["label"] = np.int64(info["label"] or mask.any())  # an augmentation may tamper with an authentic picture
+                info["pristine"] = False
+            return self.finish(image, mask, info)
+        file = os.path.basename(info["name"])
+        return [self.finish(transform(image, file), mask, {**info, "pristine": info["pristine"] and not strength})
+                for strength, transform in self.attacks]
+
+    def finish(self, image, mask, info):
+        """Bring a picture to S x S, add edge mask and shapes, and call the post function."""
+        size, info = self.image_size, dict(info)
+        info["origin_shape"] = np.array(image.shape[:2])
+        if self.padding:
+            image, mask = self.pad(image, info["name"]), self.pad(mask, info["name"])
+            info["shape"] = np.minimum(info["origin_shape"], size)
+        else:
+            if image.shape[:2] != (size, size):
+                image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+                mask = cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
+                info["pristine"] = False
+            info["shape"] = np.array((size, size))
+        sample = {"image": image, "mask": mask, **info}
+        if self.edge_kernel is not None:
+            sample["edge_mask"] = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, self.edge_kernel)
+        if self.post_func is not None:
+            self.post_func(sample)
+        del sample["path"], sample["pristine"]
+        return sample
+
+    def pad(self, pixels, name):
+        """Return the top-left S x S of an array, black where it is smaller."""
+        size = self.image_size
+        height, width = pixels.shape[:2]
+        if (height > size or width > size) and not self.said_crop:
+            self.said_crop.fill_(True)
+            print(f"note: {name} is {height}x{width} pixels, larger than --image_size {size}: --if_padding crops it and others like it",
+                  flush=True)
+        padded = np.zeros((size, size, *pixels.shape[2:]), np.uint8)
+        padded[:min(height, size), :min(width, size)] = pixels[:size, :size]
+        return padded
+
+
+class ManiDataset(PictureDataset):
+    """A folder with tampered pictures in Tp/ and their masks in Gt/, paired by name."""
+
+
+class JsonDataset(PictureDataset):
+    """A JSON list of [image, mask or "Negative"]."""
+
+
+class FolderDataset(PictureDataset):
+    """A plain folder of pictures, unlabelled: masks are black and labels 0."""
+
+    def describe(self):
+        return f"{type(self).__name__} {self.path}: {len(self)} pictures, unlabelled, fingerprint {self.fingerprint}"
+
+
+class BalancedDataset(PictureDataset):
+    """A JSON list of ["ManiDataset" | "JsonDataset", path]: every epoch visits `sample_number` pictures of each set.
+
+    They are drawn without replacement and differently each epoch; of a smaller set every picture comes equally often, give or take one.
+    This is the sampling of IMDL-BenCo's Protocol-CAT, which draws with replacement.
+    """
+
+    def __init__(self, path, sample_number=1840, **kwargs):
+        self.sample_number = sample_number
+        super().__init__(path, **kwargs)
+
+    def find(self, path):
+        names, images, masks, self.ends = [], [], [], [0]
+        for kind, member in read_json(path):
+            member = beside(path, member)
+            if dataset_kind(member) != kind:
+                raise UserError(f"{path} calls {member} a {kind}, but it is a {dataset_kind(member)}. Mend the JSON.")
+            for total, part in zip((names, images, masks), find_pairs(member)):
+                total += part
+            self.ends.append(len(names))
+        return names, images, masks
+
+    def __len__(self):
+        return self.sample_number * (len(self.ends) - 1)
+
+    def epoch_indices(self, rng):
+        drawn = []
+        for start, end in zip(self.ends, self.ends[1:]):
+            rounds = -(-self.sample_number // (end - start))
+            drawn.append(start + np.concatenate([rng.permutation(end - start) for _ in range(rounds)])[:self.sample_number])
+        return rng.permutation(np.concatenate(drawn))
+
+
+KINDS = {kind.__name__: kind for kind in (ManiDataset, JsonDataset, FolderDataset, BalancedDataset)}
+
+
+def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_number=1840, **options):
+    """Open the one dataset that a path means; `options` go to PictureDataset. `flag` names the command line's flag in errors."""
+    try:
+        kind = dataset_kind(path)
+        if kind not in allowed:
+            what = {"FolderDataset": "a folder without Tp/ and Gt/", "several": "a JSON of several sets"}.get(kind, f"a {kind}")
+            raise UserError(f"{path} is {what}, which can't be used here. Give a {' or a '.join(allowed)}.")
+        return KINDS[kind](path, **({"sample_number": sample_number} if kind == "BalancedDataset" else {}), **options)
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from None
+
+
+def open_sets(path, flag, **options):
+    """Open one dataset or a JSON object of several; returns {name: dataset}. A single one is named after its file or folder."""
+    if os.path.exists(path) and dataset_kind(path) == "several":
+        sets = read_json(path)
+        for name in sets:
+            if not name or name.startswith(".") or "/" in name or "\\" in name:
+                raise UserError(f"{flag} {path}: the set name {name!r} can't name a folder for its results. Use letters, digits, - and _.")
+        return {name: open_dataset(beside(path, member), f"{flag} {path}, set {name!r}", **options) for name, member in sets.items()}
+    return {Path(path).resolve().stem or "test": open_dataset(path, flag, **options)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loaders
+
+
+class TrainBatches:
+    """Batch sampler: every index of an epoch exactly once over all ranks, in batches as even as possible.
+
+    No batch exceeds `batch_size`, and all ranks make the same number of steps, as gradient averaging needs. Only where pictures can't be
+    dealt out evenly (fewer of them than steps x ranks) are the first ones visited twice. The order depends on (seed, epoch) alone.
+    """
+
+    def __init__(self, dataset, batch_size, seed, rank=0, world_size=1):
+        self.dataset, self.seed, self.rank, self.world_size, self.epoch = dataset, seed, rank, world_size, 0
+        self.steps = -(-len(dataset) // (batch_size * world_size))
+
+    def set_epoch(self, epoch):
+        """Choose the epoch that the next iteration draws."""
+        self.epoch = epoch
+        self.dataset.epoch.fill_(epoch)
+
+    def __len__(self):
+        return self.steps
+
+    def __iter__(self):
+        indices = self.dataset.epoch_indices(np.random.default_rng([self.seed, self.epoch]))
+        count = self.steps * self.world_size
+        if len(indices) < count:
+            indices = np.resize(indices, count)
+        edges = np.arange(count + 1) * len(indices) // count
+        for step in range(self.steps):
+            batch = step * self.world_size + self.rank
+            yield indices[edges[batch]:edges[batch + 1]].tolist()
+
+
+class EvalBatches:
+    """Batch sampler: the indices rank, rank + world_size, ... in order, none repeated and none dropped; a rank may have none."""
+
+    def __init__(self, length, batch_size, rank=0, world_size=1):
+        self.indices, self.batch_size = range(rank, length, world_size), batch_size
+
+    def __len__(self):
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self):
+        for start in range(0, len(self.indices), self.batch_size):
+            yield list(self.indices[start:start + self.batch_size])
+
+
+def collate(samples):
+    """Stack samples to a batch of tensors; samples that are lists (one dict per attack strength) become a list of batches."""
+    if isinstance(samples[0], list):
+        return [default_collate(list(version)) for version in zip(*samples)]
+    return default_collate(samples)
+
+
+def make_loader(dataset, batches, num_workers, pin_memory, persistent=False):
+    """Return a DataLoader over a batch sampler; `persistent` workers outlive an epoch."""
+    num_workers = min(num_workers, len(batches))
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, persistent_workers=persistent and num_workers > 0,
+                      pin_memory=pin_memory and torch.cuda.is_available(),
+                      generator=torch.Generator().manual_seed(0))  # its own, so that loading never disturbs the run's random states
+
+
+def eval_loader(dataset, batch_size, num_workers, pin_memory, rank=0, world_size=1):
+    """Return a loader over this rank's share of a dataset, in order, for `metrics.evaluate`."""
+    return make_loader(dataset, EvalBatches(len(dataset), batch_size, rank, world_size), num_workers, pin_memory)
+
+
+@functools.lru_cache
+def normalisation(device):
+    """Return the (1, 3, 1, 1) mean of pixels in 0..255 and the factor after it; made once, since every new one stops the GPU's queue."""
+    mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return mean.to(device), (1 / std).to(device)
+
+
+def to_device(batch, device, padding=False):
+    """Move a batch to the device and give it the types that models expect: image normalised float32 (B, 3, H, W), mask and edge_mask
+    float32 (B, 1, H, W); with `padding` also shape_mask. Other entries keep their types."""
+    batch = {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()}
+    mean, scale = normalisation(device)
+    batch["image"] = batch["image"].permute(0, 3, 1, 2).contiguous().float().sub_(mean).mul_(scale)
+    for key in ("mask", "edge_mask"):
+        if key in batch:
+            batch[key] = batch[key].float().unsqueeze(1)
+    if padding:
+        height, width = batch["image"].shape[-2:]
+        rows = torch.arange(height, device=device).view(1, 1, -1, 1) < batch["shape"][:, 0].view(-1, 1, 1, 1)
+        columns = torch.arange(width, device=device).view(1, 1, 1, -1) < batch["shape"][:, 1].view(-1, 1, 1, 1)
+        batch["shape_mask"] = (rows & columns).float()
+    return batch
+
+
+def denormalise(image):
+    """Return the RGB picture in 0..1 of a normalised (B, 3, H, W) image."""
+    mean, scale = normalisation(image.device)
+    return ((image.float() / scale + mean) / 255).clamp(0, 1)
+
+
+def dataset_options(args, post_func, fingerprint):
+    """Return the keyword arguments that a script opens its datasets with; UserError unless one of the two fittings is chosen."""
+    if args.if_resizing == args.if_padding:
+        raise UserError("give exactly one of --if_resizing (resize to --image_size) and --if_padding (pad with black, crop what is larger).")
+    return dict(image_size=args.image_size, padding=args.if_padding, edge_mask_width=args.edge_mask_width, post_func=post_func, seed=args.seed,
+                fingerprint=fingerprint and not args.no_fingerprint)
+
+
+if __name__ == "__main__":
+    from prepare import main  # the commands are no part of a run
+    sys.exit(run(main))

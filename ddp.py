@@ -1,0 +1,376 @@
+"""Processes, printing, logs and checkpoints: what a run needs around its loop, with or without torchrun.
+
+Without torchrun's environment every function here works for the one process there is.
+"""
+import argparse
+import contextlib
+import csv
+import datetime
+import json
+import os
+import pickle
+import random
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from registry import UserError
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Process group
+
+
+def init(args):
+    """Join torchrun's process group, if there is one, and return this process's torch.device.
+
+    `--device cuda` (the default) falls back to the CPU with one line where there is no GPU; a numbered GPU that isn't there is an error.
+    """
+    name, _, number = args.device.partition(":")
+    local_rank = int(os.environ.get("LOCAL_RANK", args.local_rank if args.local_rank is not None and args.local_rank >= 0 else 0))
+    distributed = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if name not in ("cuda", "cpu"):
+        raise UserError(f"--device {args.device}: give cuda, cuda:<number> or cpu.")
+    if name == "cuda" and not torch.cuda.is_available():
+        if number:
+            raise UserError(f"--device {args.device}: this machine has no CUDA device that torch can use. Give --device cpu.")
+        name = "cpu"
+    if name == "cuda" and (int(number) if number.isdigit() else local_rank) >= torch.cuda.device_count():
+        raise UserError(f"--device {args.device}, process {local_rank}: this machine has {torch.cuda.device_count()} GPUs. "
+                        "Start as many processes as there are GPUs, or give a lower number.")
+    device = torch.device(name, (int(number) if number.isdigit() else local_rank) if name == "cuda" else None)
+    if name == "cuda":
+        torch.cuda.set_device(device)
+    if distributed:
+        # The first reading of a large dataset happens on rank 0 alone, while the others wait here: hence hours.
+        dist.init_process_group("nccl" if name == "cuda" else "gloo", init_method=args.dist_url, timeout=datetime.timedelta(hours=4),
+                                rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+    if name == "cpu" and args.device == "cuda":
+        say("no CUDA device: running on the CPU")
+    if args.world_size not in (None, world_size()):
+        say(f"--world_size {args.world_size} is not used: torchrun's environment decides, {world_size()} process(es)")
+    return device
+
+
+def rank():
+    """Return the index of this process; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size():
+    """Return the number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main():
+    """Tell whether this process prints and writes."""
+    return rank() == 0
+
+
+def say(*words):
+    """Print from rank 0, at once."""
+    if is_main():
+        print(*words, flush=True)
+
+
+def barrier():
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather(value):
+    """Return the list of all ranks' picklable values, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def average(values):
+    """Return {name: mean over ranks} of every rank's {name: float}."""
+    ranks = gather(values)
+    return {name: sum(each[name] for each in ranks) / len(ranks) for name in values}
+
+
+def cleanup():
+    """Leave the process group."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wrap(model, device, find_unused_parameters=False):
+    """Return the model for training: itself, or under DistributedDataParallel (with synchronised batch norm on CUDA)."""
+    if world_size() == 1:
+        return model
+    # Strides of a depthwise kernel (C, 1, k, k) can be written in two ways; torch tells the user, who can't change it.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    if device.type == "cuda":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None,
+                                   find_unused_parameters=find_unused_parameters)
+
+
+def share_buffers(model):
+    """Give every rank rank 0's buffers, which checkpoints hold: batch norm's statistics of the ranks differ where they aren't synchronised."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Random states
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch, each rank differently. The order of pictures and augmentations have seeds of their own (data.py)."""
+    random.seed(seed + rank())
+    np.random.seed((seed + rank()) % 2**32)
+    torch.manual_seed(seed + rank())
+
+
+def random_states():
+    """Return this process's random states in plain types and tensors."""
+    name, keys, *rest = np.random.get_state()
+    states = {"python": random.getstate(), "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states):
+    """Restore what `random_states` returned."""
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output folder and logs
+
+
+def make_output_dir(path, flag="--output_dir"):
+    """Create a folder and prove that it can be written to; UserError naming the flag otherwise."""
+    path = Path(path)
+    if is_main():
+        probe = path / f".probe{os.getpid()}"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"{flag} {path}: can't be written to ({error.strerror}). Give a folder that you may write to.") from None
+    return path
+
+
+def write_atomically(path, write):
+    """Call write(temporary path), then rename to `path`, so that `path` is always whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter
+        reason = getattr(error, "strerror", None) or "writing failed"
+        raise UserError(f"{path} can't be written ({reason}). Free some space or give another folder.") from None
+
+
+def json_line(record):
+    """Return a dict as one line of JSON; NaN and infinity, which JSON doesn't know, become null."""
+    return json.dumps({key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in record.items()}) + "\n"
+
+
+def append_line(path, record):
+    """Append a dict as one JSON line."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json_line(record))
+
+
+def write_lines(path, records):
+    """Write dicts as JSON lines, whole or not at all."""
+    write_atomically(path, lambda temporary: temporary.write_text("".join(map(json_line, records)), encoding="utf-8"))
+
+
+def write_csv(path, rows):
+    """Write dicts that share their keys as CSV, whole or not at all."""
+    def write(temporary):
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def start_testing(args, model_args):
+    """Make the folders of a test script, print what runs, seed; return (output_dir, log_dir)."""
+    output_dir, log_dir = make_output_dir(args.output_dir), make_output_dir(args.log_dir or args.output_dir, "--log_dir")
+    barrier()
+    if any((output_dir / name).exists() for name in ("results.csv", "pred")):
+        say(f"note: {output_dir} holds results of an earlier run; those of the same name are replaced")
+    barrier()
+    say(f"command: {' '.join(sys.argv)}\narguments: {json.dumps({**vars(args), **model_args})}")
+    seed_everything(args.seed)
+    return output_dir, log_dir
+
+
+class Progress:
+    """Progress lines of a loop, and the averages behind them.
+
+    Losses stay on the device and are read only where a line is printed, so that the GPU's queue never runs dry; that is also where a loss
+    that is not finite is noticed.
+
+    Args:
+        header: what stands in front of every line
+        total: number of steps
+        lines: how many lines to print
+    """
+
+    def __init__(self, header, total, lines):
+        self.header, self.total, self.every = header, total, max(1, total // max(1, lines))
+        self.sums, self.counts, self.steps, self.read_until = {}, {}, 0, 0
+        self.start = self.clock = time.time()
+        self.times = self.data_times = 0.0
+
+    def each(self, loader):
+        """Yield (step, batch), timing the wait for data."""
+        for step, batch in enumerate(loader):
+            self.data_times += time.time() - self.clock
+            yield step, batch
+            self.times += time.time() - self.clock
+            self.clock = time.time()
+
+    def update(self, values, lr):
+        """Add a step's {name: scalar tensor}; print a line if it is time. Raises UserError when a value is not finite."""
+        values = {name: torch.as_tensor(value).detach().float() for name, value in values.items()}
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.steps += 1
+        if self.steps % self.every and self.steps != self.total:
+            return
+        means = self.means()
+        done, per_step = self.steps, (time.time() - self.start) / self.steps
+        parts = [self.header, f"[{done}/{self.total}]", f"eta: {datetime.timedelta(seconds=int(per_step * (self.total - done)))}",
+                 f"lr: {lr:.6f}", *(f"{name}: {value.item():.4f} ({means[name]:.4f})" for name, value in values.items()),
+                 f"time: {self.times / max(1, done - 1):.4f}", f"data: {self.data_times / done:.4f}"]
+        if torch.cuda.is_available():
+            parts.append(f"max mem: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
+        say("  ".join(parts))
+
+    def means(self):
+        """Return {name: average so far}; UserError where one is not finite."""
+        means = {name: value.item() / self.counts[name] for name, value in self.sums.items()}
+        for name, value in means.items():
+            if not np.isfinite(value) and name != "grad_norm":  # a gradient that overflows is skipped by the loss scaler
+                raise UserError(f"{self.header} {name} became {value} between steps {self.read_until} and {self.steps}: lower --lr, try "
+                                "--if_not_amp, or look for a division by zero in the model's loss.")
+        self.read_until = self.steps
+        return means
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def checkpoint_epoch(path):
+    """Return n of `checkpoint-<n>.pth`, or None for another name."""
+    match = re.fullmatch(r"checkpoint-(\d+)\.pth", Path(path).name)
+    return int(match[1]) if match else None
+
+
+def find_checkpoints(path, flag):
+    """Return the checkpoint files that a path means: the file itself, or all checkpoint-<n>.pth of a folder in the order of n."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{flag} {path}: no such file or folder. Give a .pth file or a folder with checkpoint-<n>.pth files.")
+    found = sorted((p for p in path.iterdir() if checkpoint_epoch(p) is not None), key=checkpoint_epoch)
+    if not found:
+        others = sorted(p.name for p in path.glob("*.pth"))
+        raise UserError(f"{flag} {path}: this folder holds no checkpoint-<n>.pth."
+                        + (f" It does hold {', '.join(others[:5])}: give one of these files." if others else " Give another folder or a file."))
+    return found
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a dict of plain types and tensors, whole or not at all."""
+    write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+
+def load_checkpoint(path, flag):
+    """Read a checkpoint without executing anything in it; UserError where it is truncated, no checkpoint, or holds code."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # IMDL-BenCo stores its arguments so
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        detail = re.search(r"(GLOBAL|Unsupported global:?)\s*(\S+)", str(error))
+        if detail:
+            raise UserError(f"{flag} {path}: holds the object {detail[2].strip(',')}, which can execute code, so it is not loaded. Save the "
+                            "weights alone: torch.save({'model': model.state_dict()}, path).") from None
+        raise UserError(f"{flag} {path}: is not a checkpoint that torch can read.") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{flag} {path}: can't be read, it is truncated or no checkpoint ({str(error).splitlines()[0][:100]}).") from None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{flag} {path}: holds a {type(content).__name__}, not a checkpoint. Give a dict {{'model': state_dict}} or a state dict.")
+    return content
+
+
+def state_dict_of(content, path, flag):
+    """Return the state dict in a checkpoint: under "model" or "state_dict", or the whole; prefixes `module.` taken off."""
+    state = content.get("model", content.get("state_dict", content))
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise UserError(f"{flag} {path}: holds no state dict, neither under 'model' nor by itself.")
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def load_weights(model, content, path, flag):
+    """Load a checkpoint's weights into a bare model, strictly; UserError with the first keys or shapes that differ."""
+    state = state_dict_of(content, path, flag)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        own = model.state_dict()
+        parts = [("missing", [key for key in own if key not in state]), ("unexpected", [key for key in state if key not in own]),
+                 ("of another shape", [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in own
+                                       if key in state and state[key].shape != own[key].shape])]
+        lines = [f"{len(keys)} keys {what}, first {', '.join(keys[:3])}" for what, keys in parts if keys]
+        raise UserError(f"{flag} {path}: is a checkpoint of another model or of other model flags than this {type(model).__name__}: "
+                        f"{'; '.join(lines) or str(error).splitlines()[0]}.") from None
+
+
+@contextlib.contextmanager
+def tensorboard(log_dir, **options):
+    """Yield a SummaryWriter on rank 0 and None elsewhere."""
+    if not is_main():
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter  # imported late: it takes its time
+    with SummaryWriter(str(log_dir), **options) as writer:
+        yield writer
+
+
+def write_pictures(writer, tag, batch, output, step, limit=4):
+    """Write up to `limit` pictures of a batch to TensorBoard: input, mask, prediction, prediction above 0.5 and every visual_image."""
+    from data import denormalise
+    pictures = {"image": denormalise(batch["image"]), "mask": batch["mask"]}
+    if output.get("pred_mask") is not None:
+        pictures |= {"pred_mask": output["pred_mask"], "pred_mask above 0.5": output["pred_mask"] > 0.5}
+    for name, value in (output.get("visual_image") or {}).items():
+        if value.dim() != 4 or value.shape[1] not in (1, 3):
+            raise UserError(f"visual_image {name!r} of the model has shape {tuple(value.shape)}: return (B, 1, H, W) or (B, 3, H, W).")
+        pictures[f"visual_image {name}"] = value
+    for name, value in pictures.items():
+        writer.add_images(f"{tag}/{name}", value[:limit].detach().float().clamp(0, 1), step)

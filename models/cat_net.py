@@ -1,0 +1,381 @@
+"""CAT-Net: Compression Artifact Tracing Network for Detection and Localization of Image Splicing.
+
+Kwon, Yu, Nam, Lee. WACV 2021 (CAT-Net); as CAT-Net v2: Learning JPEG Compression Artifacts for Image Manipulation
+Detection and Localization. Kwon, Nam, Yu, Lee, Kim. IJCV 130(8), 2022.
+Paper: https://arxiv.org/abs/2108.12947    Original code and weights: https://github.com/mjkwon2021/CAT-Net
+Licence of the original: code Apache-2.0, weights CC-BY-4.0 (research use only before August 2026); HRNet: MIT.
+
+A two-stream HRNet. One stream sees the RGB picture; the other sees the quantised luminance DCT coefficients of the JPEG
+file with their quantisation table, and so the traces that a second compression leaves. A fifth stage merges both.
+Input: 512x512 in training; any size in testing (the network pads to a multiple of 8 and crops).
+
+`cat_net_post_func` provides the coefficients. They say the most about JPEG files that are not resampled: use
+--if_padding and no augmentation (it reads the files; needs `pip install jpeglib`).
+
+Two things differ between the authors' network and the one of IMDL-BenCo, both chosen by `input_range`:
+- authors: the RGB stream receives 0..255 scaled to -1..1, the DCT stream the coefficients of the file;
+- imdlbenco: the RGB stream receives an ImageNet-normalised picture as if it were 0..255 (nearly constant), the DCT
+  stream the coefficients of that normalised picture cast to bytes. Only for checkpoints that were trained so.
+
+Differences from the paper: none in the network. The yaml file of the original (`cfg_file`) is not an argument: all
+that it decided is written here. `pred_mask` is clamped to 0..1 after the bicubic enlargement. There is no image-level
+score (`pred_label` is None), as published.
+"""
+import io
+import os
+import tempfile
+from typing import Literal, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from data import MEAN, STD
+from ddp import load_checkpoint, say, state_dict_of
+from registry import MODELS, POSTFUNCS, UserError
+
+from .hrnet import BN_MOMENTUM, BasicBlock, Bottleneck, Transition, conv_bn, conv_bn_relu, residual_layer, stage
+
+BLOCK = 8  # side of a JPEG block in pixels
+MAX_LEVEL = 20  # coefficients of this size and above share the last channel of the one-hot volume
+RGB_PARTS = ("conv1", "bn1", "conv2", "bn2", "layer1", "transition1", "stage2", "transition2", "stage3", "transition3",
+             "stage4")
+DCT_PARTS = ("dc_layer0_dil", "dc_layer1_tail", "dc_layer2", "dc_transition2", "dc_stage3", "dc_transition3",
+             "dc_stage4")
+
+
+def round_up(length):
+    """Return the next multiple of 8: the side of a coefficient plane for that of a picture."""
+    return -(-length // BLOCK) * BLOCK
+
+
+def one_hot_volume(coefficients):
+    """Return which of 0, 1, .., 19, >= 20 the size of each coefficient is: (B, H, W) -> (B, 21, H, W) float32."""
+    levels = coefficients.abs().clamp(max=MAX_LEVEL)
+    channels = torch.arange(MAX_LEVEL + 1, device=levels.device, dtype=levels.dtype)
+    return (levels[:, None] == channels[:, None, None]).float()
+
+
+def rearrange_blocks(x, tables):
+    """Make each of the 64 frequencies of a block a channel; append the same times the quantisation step.
+
+    x (B, C, H, W), tables (B, 8, 8) -> (B, 2 * 64 * C, H/8, W/8). Channel c * 64 + u * 8 + v is frequency (u, v) of
+    channel c, u vertical.
+    """
+    x = F.pixel_unshuffle(x, BLOCK)  # (B, C*64, H/8, W/8)
+    steps = tables.flatten(1).repeat(1, x.shape[1] // BLOCK**2)  # (B, C*64)
+    return torch.cat((x, x * steps[:, :, None, None]), dim=1)
+
+
+class TwoStreamHRNet(nn.Module):
+    """RGB stream (HRNet-W48), DCT stream (three branches of HRNet) and the stage that merges them."""
+
+    def __init__(self):
+        super().__init__()
+        rgb = (48, 96, 192, 384)
+        dct = (96, 192, 384)
+        merged = (48, 96 + 96, 192 + 192, 384 + 384)
+        last = (24, 48, 96, 192)
+
+        # RGB stream
+        self.conv1, self.bn1 = conv_bn(3, 64, 3, stride=2)
+        self.conv2, self.bn2 = conv_bn(64, 64, 3, stride=2)
+        self.layer1 = residual_layer(Bottleneck, 64, 64, num_blocks=4)
+        self.transition1 = Transition((256,), rgb[:2])
+        self.stage2 = stage(1, rgb[:2])
+        self.transition2 = Transition(rgb[:2], rgb[:3])
+        self.stage3 = stage(4, rgb[:3])
+        self.transition3 = Transition(rgb[:3], rgb)
+        self.stage4 = stage(3, rgb)
+
+        # DCT stream; dilation 8 joins the same frequency of neighbouring blocks
+        self.dc_layer0_dil = nn.Sequential(
+            nn.Conv2d(MAX_LEVEL + 1, 64, 3, padding=BLOCK, dilation=BLOCK),
+            nn.BatchNorm2d(64, momentum=BN_MOMENTUM),
+            nn.ReLU(inplace=True),
+        )
+        self.dc_layer1_tail = conv_bn_relu(64, 4, 1)
+        self.dc_layer2 = residual_layer(BasicBlock, 2 * 64 * 4, dct[0], num_blocks=4)
+        self.dc_transition2 = Transition(dct[:1], dct[:2])
+        self.dc_stage3 = stage(3, dct[:2])
+        self.dc_transition3 = Transition(dct[:2], dct)
+        self.dc_stage4 = stage(2, dct)
+
+        # both
+        self.transition4 = Transition(merged, last)
+        self.stage5 = stage(1, last)
+        self.last_layer = nn.Sequential(
+            nn.Conv2d(sum(last), sum(last), 1),
+            nn.BatchNorm2d(sum(last), momentum=BN_MOMENTUM),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(sum(last), 2, 1),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.001)
+
+    def rgb_stream(self, rgb):
+        """(B, 3, H, W) in -1..1 -> maps of 48, 96, 192, 384 channels at 1/4, 1/8, 1/16, 1/32."""
+        x = F.relu(self.bn1(self.conv1(rgb)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        maps = self.transition1([self.layer1(x)])
+        maps = self.transition2(self.stage2(maps))
+        maps = self.transition3(self.stage3(maps))
+        return self.stage4(maps)
+
+    def dct_stream(self, coefficients, tables):
+        """(B, H, W) and (B, 8, 8) -> maps of 96, 192, 384 channels at 1/8, 1/16, 1/32."""
+        x = self.dc_layer0_dil(one_hot_volume(coefficients))  # (B, 64, H, W)
+        x = self.dc_layer1_tail(x)  # (B, 4, H, W)
+        x = rearrange_blocks(x, tables)  # (B, 512, H/8, W/8)
+        maps = self.dc_transition2([self.dc_layer2(x)])
+        maps = self.dc_transition3(self.dc_stage3(maps))
+        return self.dc_stage4(maps)
+
+    def forward(self, rgb, coefficients, tables):
+        """Return logits (B, 2, H/4, W/4), channel 1 for manipulated; H and W are multiples of 8."""
+        finest, *others = self.rgb_stream(rgb)
+        traces = self.dct_stream(coefficients, tables)
+        merged = [finest] + [torch.cat(pair, dim=1) for pair in zip(others, traces)]
+        maps = self.stage5(self.transition4(merged))
+        size = maps[0].shape[-2:]
+        maps = maps[:1] + [F.interpolate(x, size, mode="bilinear", align_corners=False) for x in maps[1:]]
+        return self.last_layer(torch.cat(maps, dim=1))  # 360 channels -> 2
+
+
+class PixelLoss(nn.Module):
+    """Cross-entropy with weight 0.5 for authentic and 2.5 for manipulated pixels; -1 in the mask is ignored."""
+
+    def __init__(self):
+        super().__init__()
+        self.criterion = nn.CrossEntropyLoss(weight=torch.tensor([0.5, 2.5]), ignore_index=-1)
+
+    def forward(self, logits, target):
+        """logits (B, 2, h, w) are enlarged to target (B, H, W) int64 in {-1, 0, 1}; returns a scalar."""
+        return self.criterion(F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False), target)
+
+
+def stream_weights(origin, flag):
+    """Return the state dict of the file `origin`, or of timm's hrnet_w48 where it is "timm"; UserError names `flag`."""
+    if origin != "timm":
+        return state_dict_of(load_checkpoint(origin, flag), origin, flag)
+    import timm  # here, as nothing else needs it and it takes a second
+    try:
+        return timm.create_model("hrnet_w48", pretrained=True).state_dict()
+    except OSError as error:
+        raise UserError(f"{flag} timm: timm could not fetch the ImageNet weights hrnet_w48 ({error}): run once "
+                        "with network access, copy the Hugging Face cache (HF_HOME), or give a file.") from error
+
+
+def load_stream(network, parts, weights, flag):
+    """Load the modules named `parts` of `network` from a state dict; whatever else it holds is left.
+
+    Raises UserError, which names `flag`, where a tensor is missing or has another shape.
+    """
+    own = {name: tensor for name, tensor in network.state_dict().items() if name.split(".")[0] in parts}
+    for name, tensor in own.items():
+        if name not in weights and not name.endswith("num_batches_tracked"):  # files older than 2018 have no such
+            raise UserError(f"{flag}: no tensor {name} in it; give a file with the weights of this stream of CAT-Net.")
+        if name in weights and weights[name].shape != tensor.shape:
+            raise UserError(f"{flag}: {name} has shape {tuple(weights[name].shape)}, but this stream of CAT-Net needs "
+                            f"{tuple(tensor.shape)}; give the file of the right network.")
+    network.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
+    say(f"{flag}: {len(own)} tensors loaded")
+
+
+@MODELS.register_module()
+class Cat_Net(nn.Module):
+    """CAT-Net.
+
+    Checkpoints of IMDL-BenCo load as they are; so do the state dicts of the authors' `CAT_full_v1/v2.pth.tar`, whose
+    names lack the prefix `model.` (see `_rename_original`).
+
+    Args:
+        input_range: what the two streams receive: "authors" as the paper says (picture in 0..255, coefficients of the
+            file), "imdlbenco" what IMDL-BenCo's published checkpoint was trained with (see models/cat_net.py)
+        pretrained_rgb: HRNet-W48 ImageNet file for the RGB stream (hrnetv2_w48_imagenet_pretrained.pth), or "timm" to
+            take timm's weights; none by default
+        pretrained_dct: file of a DCT stream trained to detect double compression (DCT_djpeg.pth.tar); none by default
+    """
+
+    def __init__(self, input_range: Literal["authors", "imdlbenco"] = "authors",
+                 pretrained_rgb: Optional[str] = None, pretrained_dct: Optional[str] = None):
+        super().__init__()
+        # read first: a wrong path is told before the network is built
+        rgb_weights = stream_weights(pretrained_rgb, "--pretrained_rgb") if pretrained_rgb else None
+        dct_weights = stream_weights(pretrained_dct, "--pretrained_dct") if pretrained_dct else None
+        self.input_range = input_range
+        self.model = TwoStreamHRNet()
+        self.loss = PixelLoss()
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.register_load_state_dict_pre_hook(_rename_original)
+        if rgb_weights is not None:
+            load_stream(self.model, RGB_PARTS, rgb_weights, f"--pretrained_rgb {pretrained_rgb}")
+        if dct_weights is not None:
+            load_stream(self.model, DCT_PARTS, dct_weights, f"--pretrained_dct {pretrained_dct}")
+
+    def prepare(self, image, mask, coefficients, shape_mask):
+        """Scale the picture, mark what the loss ignores, and pad all to multiples of 8 at the right and the bottom.
+
+        Returns rgb (B, 3, H8, W8) float32, target (B, H8, W8) int64 and coefficients (B, H8, W8).
+        """
+        target = mask[:, 0].long()
+        if self.input_range == "imdlbenco":
+            rgb = (image - 127.5) / 127.5  # of values around -2..2: what the published weights expect
+        else:
+            rgb = 2 * (image * self.std + self.mean) - 1
+            if shape_mask is not None:  # the authors pad with grey (0 here) and ignore the padding in the loss
+                rgb = rgb * shape_mask
+                target = target.masked_fill(shape_mask[:, 0] == 0, -1)
+
+        def pad(x, value):
+            height, width = round_up(image.shape[-2]), round_up(image.shape[-1])
+            return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), value=value)
+
+        return pad(rgb, 0.0), pad(target, -1), pad(coefficients, 0)
+
+    def forward(self, image, mask, DCT_coef, qtables, shape_mask=None, *args, **kwargs):
+        """Segment a batch.
+
+        Args:
+            image: (B, 3, H, W) float32, ImageNet-normalised
+            mask: (B, 1, H, W), 1 for manipulated
+            DCT_coef: (B, H, W), or with H and W rounded up to multiples of 8: quantised luminance coefficients laid
+                out as the picture, element (8y+u, 8z+v) for frequency (u, v), u vertical, of block (y, z)
+            qtables: (B, 8, 8) luminance quantisation tables, rows are vertical frequencies
+            shape_mask: (B, 1, H, W), 1 on the picture and 0 on padding; None without padding
+
+        Returns a dict: backward_loss scalar; pred_mask (B, 1, H, W) float32 probabilities; pred_label None;
+        visual_loss {"predict_loss": scalar}; visual_image {"pred_mask": (B, 1, H, W)}.
+        """
+        rgb, target, coefficients = self.prepare(image, mask, DCT_coef, shape_mask)
+        logits = self.model(rgb, coefficients, qtables.float()).float()  # (B, 2, H8/4, W8/4)
+        loss = self.loss(logits, target)
+
+        probability = logits.softmax(dim=1)[:, 1:]
+        pred_mask = F.interpolate(probability, target.shape[-2:], mode="bicubic", align_corners=False)
+        pred_mask = pred_mask[..., :image.shape[-2], :image.shape[-1]].clamp(0, 1)  # bicubic overshoots a little
+        return {
+            "backward_loss": loss,
+            "pred_mask": pred_mask,
+            "pred_label": None,
+            "visual_loss": {"predict_loss": loss},
+            "visual_image": {"pred_mask": pred_mask},
+        }
+
+
+def _rename_original(module, state_dict, prefix, *args):
+    """Before loading: give the authors' names (`conv1.weight`) ours (`model.conv1.weight`); add the loss weights."""
+    if prefix + "conv1.weight" not in state_dict:
+        return
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        state_dict[f"{prefix}model.{name[len(prefix):]}"] = state_dict.pop(name)
+    state_dict[f"{prefix}loss.criterion.weight"] = module.loss.criterion.weight
+
+
+def read_luminance(path):
+    """Return the quantised luminance coefficients of a JPEG file, undecoded, and their quantisation table.
+
+    Returns plane int16, laid out as the picture with both sides rounded up to multiples of 8 (see `Cat_Net.forward`),
+    and table int32 (8, 8), rows are vertical frequencies. Raises OSError where libjpeg cannot read the file.
+    """
+    try:
+        import jpeglib
+    except ImportError:
+        raise UserError("Cat_Net needs the library jpeglib to read DCT coefficients: pip install jpeglib.") from None
+    jpeg = jpeglib.read_dct(path)
+    rows, columns = jpeg.Y.shape[:2]
+    plane = jpeg.Y.transpose(0, 2, 1, 3).reshape(BLOCK * rows, BLOCK * columns)
+    return plane, jpeg.qt[jpeg.quant_tbl_no[0]].astype(np.int32)
+
+
+def read_file(path):
+    """Return `read_luminance` of the file at `path`, or None where it is not a JPEG; UserError where it is damaged."""
+    with open(path, "rb") as file:
+        content = file.read(3)
+        if content != b"\xff\xd8\xff":
+            return None
+        content += file.read()
+    if not _is_complete(content):
+        raise UserError(f"{path}: this JPEG file is cut short (it has no end marker); replace it or take it "
+                        "off the list.")
+    try:
+        return read_luminance(path)
+    except OSError:
+        raise UserError(f"{path}: libjpeg cannot read the coefficients of this JPEG file, it seems to be damaged; "
+                        "replace it or take it off the list.") from None
+
+
+def _is_complete(content):
+    """Tell whether the first scan of a JPEG stream is followed by an end marker; libjpeg takes what is missing as 0."""
+    position = 2
+    while position + 4 <= len(content) and content[position + 1] != 0xDA:  # up to the start of the first scan
+        if content[position + 1] == 0xFF:  # a filling byte
+            position += 1
+        else:
+            position += 2 + int.from_bytes(content[position + 2:position + 4], "big")
+    return content.find(b"\xff\xd9", position) >= 0
+
+
+def compress(picture, **options):
+    """Compress a picture (H, W, 3) uint8 RGB with Pillow's JPEG `options`.
+
+    Returns the stream, then plane and table as `read_luminance` does.
+    """
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", **options)
+    with tempfile.TemporaryDirectory() as folder:  # jpeglib reads from a path only
+        path = os.path.join(folder, "picture.jpg")
+        with open(path, "wb") as file:
+            file.write(stream.getbuffer())
+        return stream, *read_luminance(path)
+
+
+def normalised_bytes(image):
+    """Return what casting the ImageNet-normalised picture to bytes gave IMDL-BenCo: uint8 (H, W, 3) -> uint8 (H, W, 3).
+
+    Truncation toward zero, then modulo 256, so that only the values 0, 1, 2, 254 and 255 are left.
+    """
+    normalised = (np.arange(256)[:, None] / 255 - MEAN) / STD  # (256, 3)
+    table = normalised.astype(np.int32).astype(np.uint8)
+    return table[image, np.arange(3)]
+
+
+@POSTFUNCS.register_module()
+def cat_net_post_func(data_dict, input_range: Literal["authors", "imdlbenco"] = "authors"):
+    """Add the DCT coefficients that CAT-Net reads to one sample, in place (its file is `path`, else `name`).
+
+    Added: DCT_coef int16 of the size of the image, both sides rounded up to multiples of 8 (a block that the image
+    cuts is kept whole), zero where the image is padding; qtables int32 (8, 8); DCT_from_file 1 where both are those of
+    the file, else 0.
+
+    authors: a picture that is the pixels of a JPEG file (`pristine`) gets that file's coefficients. Any other one is
+    compressed at quality 100 without chroma subsampling, and then, as in the authors' code, image too is what that JPEG
+    decodes to (a copy; levels change by 1 or 2), so that both streams see one picture.
+    imdlbenco: the coefficients of the whole image, padding included, cast to bytes after the normalisation and
+    compressed at quality 75: needed by IMDL-BenCo's published checkpoint, and without any trace of the file's history.
+    """
+    image = data_dict["image"]
+    if input_range == "imdlbenco":
+        _, plane, table = compress(normalised_bytes(image), quality=75)
+        data_dict.update(DCT_coef=plane, qtables=table, DCT_from_file=0)
+        return
+
+    height, width = (int(length) for length in data_dict["shape"])
+    found = read_file(data_dict.get("path", data_dict["name"])) if data_dict["pristine"] else None
+    if found is None or found[0].shape[0] < height or found[0].shape[1] < width:  # no JPEG, or luminance is subsampled
+        picture = np.ascontiguousarray(image[:height, :width])
+        stream, *found = compress(picture, quality=100, subsampling=0)
+        data_dict["image"] = image.copy()
+        data_dict["image"][:height, :width] = np.asarray(Image.open(stream))
+        data_dict["DCT_from_file"] = 0
+    else:
+        data_dict["DCT_from_file"] = 1
+
+    plane, data_dict["qtables"] = found
+    plane = plane[:round_up(height), :round_up(width)]
+    room = round_up(image.shape[0]) - plane.shape[0], round_up(image.shape[1]) - plane.shape[1]
+    data_dict["DCT_coef"] = np.pad(plane, ((0, room[0]), (0, room[1])))

@@ -1,0 +1,72 @@
+"""The tutorial's model: a timm ConvNeXt, a ladder of transposed convolutions, and a linear head for the picture's score.
+
+ConvNeXt: Liu et al., "A ConvNet for the 2020s", CVPR 2022, https://arxiv.org/abs/2201.03545; weights by timm (Apache-2.0), downloaded only
+with `pretrained`. Any size works; the features have 1/32 of it, so multiples of 32 waste nothing.
+"""
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from registry import MODELS, UserError, nearest
+
+
+@MODELS.register_module()
+class MyConvNeXt(nn.Module):
+    """Mask from the backbone's last feature map, score from its mean.
+
+    Args:
+        backbone: any timm model that can be built with features_only
+        pretrained: start from ImageNet weights, which timm downloads (--no-pretrained: random weights)
+    """
+
+    def __init__(self, backbone: str = "convnext_tiny", pretrained: bool = True):
+        super().__init__()
+        self.backbone = build_backbone(backbone, pretrained)
+        channels = self.backbone.feature_info.channels()[-1]
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(channels, 256, 4, stride=4), nn.GELU(),     # (B, 256, H/8, W/8)
+            nn.ConvTranspose2d(256, 128, 4, stride=4), nn.GELU(),          # (B, 128, H/2, W/2)
+            nn.Conv2d(128, 64, 3, padding=1), nn.GELU(),
+            nn.Conv2d(64, 32, 3, padding=1), nn.GELU(),
+            nn.Conv2d(32, 1, 1),                                           # (B, 1, H/2, W/2)
+        )
+        self.head = nn.Linear(channels, 1)
+
+    def forward(self, image, mask, label, *args, **kwargs):
+        """Return the dict that models/mymodel.py describes; visual_loss has total, seg and cls."""
+        features = self.backbone(image)[-1]                                # (B, C, H/32, W/32)
+        if features.shape[1] != self.head.in_features:                     # some timm models keep channels last
+            features = features.permute(0, 3, 1, 2)
+        mask_logits = self.decoder(features)
+        mask_logits = F.interpolate(mask_logits, mask.shape[-2:], mode="bilinear", align_corners=False)    # (B, 1, H, W)
+        label_logits = self.head(features.mean(dim=(2, 3))).squeeze(1)     # (B,)
+        seg_loss = F.binary_cross_entropy_with_logits(mask_logits, mask)
+        cls_loss = F.binary_cross_entropy_with_logits(label_logits, label.to(label_logits.dtype))
+        loss = seg_loss + cls_loss
+        pred_mask = torch.sigmoid(mask_logits)
+        return {
+            "backward_loss": loss,
+            "pred_mask": pred_mask,
+            "pred_label": torch.sigmoid(label_logits),
+            "visual_loss": {"total": loss, "seg": seg_loss, "cls": cls_loss},
+            "visual_image": {"pred_mask": pred_mask},
+        }
+
+
+def build_backbone(name, pretrained):
+    """Return a timm backbone that gives its last feature map; UserError for unknown names and for weights that can't be had."""
+    if not timm.is_model(name):
+        raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model.{nearest(name, timm.list_models())}")
+    try:
+        model = timm.create_model(name, pretrained=False, features_only=True)
+    except (RuntimeError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"--backbone {name}: timm can't build this model with features_only ({error}). Choose another.") from None
+    if pretrained:
+        last = len(model.feature_info) - 1
+        try:
+            model = timm.create_model(name, pretrained=True, features_only=True, out_indices=(last,))
+        except Exception as error:  # the hub's client raises many types; each means that the weights can't be had
+            raise UserError(f"--pretrained: the weights of {name} can't be downloaded ({type(error).__name__}). Go online once, or put them "
+                            "into the Hugging Face cache, or give --no-pretrained.") from None
+    return model

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Masks: what the newest checkpoint of MyModel, or the one you name, predicts for a dataset or a plain folder of pictures.
+#   TEST=my_photos CHECKPOINT=output_mymodel/checkpoint-9.pth sh runs/save_images_mymodel.sh [more flags of save_images.py]
+TEST=${TEST:?set TEST to a dataset or a folder of pictures}
+CHECKPOINT=${CHECKPOINT:-output_mymodel}
+OUTPUT=${OUTPUT:-output_mymodel/images}
+
+. "$(dirname "$0")/launch.sh"
+launch save_images.py --model MyModel \
+    --if_resizing --image_size 256 --test_batch_size 2 --save_overlay \
+    --test_data_path "$TEST" --checkpoint_path "$CHECKPOINT" --output_dir "$OUTPUT" "$@"

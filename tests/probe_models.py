@@ -1,0 +1,75 @@
+"""Models with one property each that a test needs; the fixture `repository` puts this file into models/ of a copy, and importing it registers them here."""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from registry import MODELS
+
+
+@MODELS.register_module()
+class RandomNet(nn.Module):
+    """Batch norm (buffers) and dropout (random states), which a resumed run must find again."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(8, 1, 1))
+
+    def forward(self, image, mask, *args, **kwargs):
+        logits = self.net(image)
+        loss = F.binary_cross_entropy_with_logits(logits, mask)
+        return {"backward_loss": loss, "pred_mask": logits.sigmoid(), "pred_label": logits.sigmoid().amax(dim=(1, 2, 3))}
+
+
+@MODELS.register_module()
+class Tutorial(nn.Module):
+    """The model of IMDL-BenCo's tutorial: required flags, logits as pred_mask, one pred_label for the whole batch."""
+
+    def __init__(self, MyModel_Customized_param: int, pre_trained_weights: str) -> None:
+        super().__init__()
+        self.size, self.weights = MyModel_Customized_param, pre_trained_weights
+        self.conv = nn.Conv2d(3, 1, 3, 1, 1)
+        self.loss = nn.BCEWithLogitsLoss()
+
+    def forward(self, image, mask, label, *args, **kwargs):
+        pred_mask = self.conv(image)
+        loss = self.loss(pred_mask, mask)
+        return {"backward_loss": loss, "pred_mask": 9 * pred_mask, "pred_label": torch.mean(pred_mask), "visual_loss": {"predict_loss": loss},
+                "visual_image": {"pred_mask": pred_mask}}
+
+
+@MODELS.register_module()
+class Red(nn.Module):
+    """Predicts the picture's red channel, so that a saved mask can be compared with the picture; no other key."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, image, mask, *args, **kwargs):
+        return {"pred_mask": (image[:, :1] * 0.229 + 0.485) * self.weight}
+
+
+@MODELS.register_module()
+class LossOnly(nn.Module):
+    """Returns the one key that training without evaluation needs; a constant `scale` of inf makes it diverge."""
+
+    def __init__(self, scale: float = 1.0):
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 1, 1), scale
+
+    def forward(self, image, *args, **kwargs):
+        return {"backward_loss": self.conv(image).mean() * self.scale, "visual_loss": {"plain_number": 0.5}}
+
+
+@MODELS.register_module()
+class Only32(nn.Module):
+    """Takes pictures of 32 x 32 pixels only, and returns a mask of another size with `half`."""
+
+    def __init__(self, half: bool = False):
+        super().__init__()
+        self.linear, self.half = nn.Linear(3 * 32 * 32, 32 * 32), half
+
+    def forward(self, image, mask, *args, **kwargs):
+        logits = self.linear(image.flatten(1)).view(-1, 1, 32, 32)
+        pred_mask = logits.sigmoid()[..., ::2, ::2] if self.half else logits.sigmoid()
+        return {"backward_loss": F.binary_cross_entropy_with_logits(logits, mask), "pred_mask": pred_mask}

@@ -1,0 +1,238 @@
+"""The models of the zoo against the numbers of their published implementations.
+
+    pytest tests/test_models.py -s            # prints the largest differences of each case
+    pytest tests/test_models.py -k MVSSNet
+
+`tests/reference/<model>/` holds what was computed once with the published code: `keys.json` (name, shape and type of
+each tensor of the state dict), `meta.json` (how to fill the weights, tolerances) and `case.npz` (outputs, losses,
+gradient norms). No weights are stored: `reference/fill.py` makes them from the names of the tensors.
+"""
+import copy
+import importlib
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+import torch
+
+REFERENCE = Path(__file__).parent / "reference"
+
+from models.filters import BayarConv
+from reference.fill import fill, inputs
+from registry import MODELS, UserError
+
+
+def edge_mask(batch):
+    """The band of `--edge_mask_width 7`: at most 3 pixels, along a row or a column, from either value of the mask."""
+    def dilate(x):
+        rows = torch.nn.functional.max_pool2d(x, (7, 1), stride=1, padding=(3, 0))
+        return torch.maximum(rows, torch.nn.functional.max_pool2d(x, (1, 7), stride=1, padding=(0, 3)))
+    return {"edge_mask": dilate(batch["mask"]) * dilate(1 - batch["mask"])}
+
+
+def cat_net_coefficients(batch):
+    """The coefficients and tables of Cat_Net's case, rounded up to whole blocks as its post function does."""
+    stored = np.load(REFERENCE / "Cat_Net" / "case.npz")
+    count, _, height, width = batch["image"].shape
+    coefficients = stored["in/DCT_coef"][:count, :-(-height // 8) * 8, :-(-width // 8) * 8]
+    return {"DCT_coef": torch.from_numpy(coefficients), "qtables": torch.from_numpy(stored["in/qtables"][:count])}
+
+
+def cat_net_hooks(name):
+    """act/stage3.1 is output 1 of model.stage3."""
+    module, _, index = name.partition(".")
+    return f"model.{module}", int(index) if index else None
+
+
+@dataclass
+class Case:
+    """One row of the table: a model and where its numbers are."""
+    directory: str  # below tests/reference
+    file: str  # module below models/
+    name: str  # registered name
+    args: dict = field(default_factory=dict)  # of the constructor
+    prefix: str = ""  # of the keys in case.npz
+    extra: Callable = lambda batch: {}  # batch and its uint8 `pixels` -> what forward gets beside it or in its place
+    hooked: Callable = lambda name: (name, None)  # "act/<name>" -> (module, index into its output or None)
+    unbiased: bool = False  # the stored standard deviations divide by n - 1
+    sizes: tuple = ()  # other (H, W) up to the case's own that must work
+    refused: tuple = ()  # (H, W) that must raise UserError
+
+
+CASES = [
+    Case("MVSSNet", "mvssnet", "MVSSNet", extra=edge_mask, sizes=((64, 96), (75, 100))),
+    Case("Cat_Net", "cat_net", "Cat_Net", extra=cat_net_coefficients, hooked=cat_net_hooks, unbiased=True, prefix="raw/",
+         sizes=((64, 96), (75, 100))),
+    Case("Cat_Net", "cat_net", "Cat_Net", args={"input_range": "imdlbenco"}, extra=cat_net_coefficients, hooked=cat_net_hooks,
+         unbiased=True),
+    Case("IML_ViT", "iml_vit", "IML_ViT", {"input_size": 256}, extra=edge_mask, sizes=((160, 96), (75, 100), (16, 256))),
+    Case("ObjectFormer", "object_former", "ObjectFormer", {"input_size": 128, "num_prototypes": 128},
+         refused=((64, 64), (128, 96))),
+]
+# one row per model, the first, for what is not about numbers
+FIRST = list({case.name: case for case in reversed(CASES)}.values())[::-1]
+
+
+def read(case, file):
+    return json.loads((REFERENCE / case.directory / file).read_text())
+
+
+@pytest.fixture(scope="module")
+def zoo(request):
+    """(case, model): the model of a row in eval mode, built once, with the weights of the case."""
+    case = request.param
+    importlib.import_module(f"models.{case.file}")
+    model = MODELS.get(case.name)(**case.args)
+    built = model.state_dict()
+    keys, recipe = read(case, "keys.json"), read(case, "meta.json")["fill"]
+    assert {name: [list(x.shape), str(x.dtype).removeprefix("torch.")] for name, x in built.items()} == keys
+    state = {name: torch.from_numpy(x) for name, x in fill(keys, **recipe).items()}
+    fixed = {name: x for name, x in built.items() if any(re.search(rule, name) for rule in recipe["fixed"])}
+    assert fixed.keys() == keys.keys() - state.keys()
+    model.load_state_dict({**state, **fixed}, strict=True)
+    return case, model.eval()
+
+
+def rows(cases):
+    return pytest.mark.parametrize("zoo", cases, indirect=True, ids=lambda case: case.name + case.prefix.rstrip("/"))
+
+
+def make_batch(case, height=None, width=None, count=2):
+    """What forward gets: the inputs of the case, or their first pictures and top left corners."""
+    path = REFERENCE / read(case, "meta.json")["inputs"]
+    image, mask, label = (torch.from_numpy(x) for x in inputs(path))
+    batch = {"image": image[:count, :, :height, :width], "mask": mask[:count, :, :height, :width],
+             "label": label[:count]}
+    pixels = torch.from_numpy(np.load(path)["image"])[:count, :height, :width]  # (B, H, W, 3) uint8
+    return batch | case.extra({**batch, "pixels": pixels})
+
+
+def record(case, model, names):
+    """Hook the modules behind act/<name> and map/<name>; returns the dict that the next forward fills."""
+    outputs, hooks = {}, []
+    for name in names:
+        path, index = case.hooked(name)
+
+        def keep(module, args, output, name=name, index=index):
+            outputs[name] = (output if index is None else output[index]).detach().clone()
+        hooks.append(model.get_submodule(path).register_forward_hook(keep))
+    return outputs, hooks
+
+
+def relative(value, stored):
+    return abs(value - stored) / abs(stored) if stored else abs(value)
+
+
+def compare(case, model):
+    """Yield (kind, name, difference) for each stored number, in the measures that the meta.json files state."""
+    stored = {key.removeprefix(case.prefix): value
+              for key, value in np.load(REFERENCE / case.directory / "case.npz").items() if key.startswith(case.prefix)}
+    names = {key.partition("/")[2] for key in stored if key.startswith(("act/", "map/"))}
+    outputs, hooks = record(case, model, names)
+    model.zero_grad()
+    result = model(**make_batch(case))
+    result["backward_loss"].backward()
+    for hook in hooks:
+        hook.remove()
+    parameters = dict(model.named_parameters())
+    for key, value in stored.items():
+        kind, _, name = key.partition("/")
+        if kind in ("pred_mask", "pred_label"):
+            assert result[kind].shape == value.shape
+            yield "pred", kind, np.abs(result[kind].detach().numpy() - value).max()
+        elif kind == "backward_loss":
+            yield "loss", kind, relative(result[kind].item(), value)
+        elif kind == "loss":
+            yield "loss", name, relative(torch.as_tensor(result["visual_loss"][name]).item(), value)
+        elif kind == "grad":
+            yield "grad", name, relative(parameters[name].grad.double().norm().item(), value)
+        elif kind == "act":
+            output = outputs[name].double()
+            ours = np.array([output.mean(), output.std(correction=int(case.unbiased))])
+            yield "act", name, np.abs(ours - value).max() / max(abs(value[0]), value[1])
+        elif kind == "map":
+            yield "map", name, np.abs(outputs[name].numpy() - value).max()
+
+
+@rows(CASES)
+def test_equals_published(zoo):
+    case, model = zoo
+    tolerance = read(case, "meta.json")["tolerance"]
+    limits = {"pred": tolerance.get("pred_abs", tolerance.get("pred_mask")), "loss": tolerance["loss_rel"],
+              "grad": tolerance["grad_rel"], "act": tolerance["act_rel"], "map": tolerance.get("map_abs")}
+    worst = {}
+    for kind, name, difference in compare(case, model):
+        worst[kind] = max(worst.get(kind, (0.0, "")), (float(difference), name))
+    assert worst.keys() >= {"pred", "loss", "grad", "act"}
+    report = (f"{kind} {value:.1e} ({name})" for kind, (value, name) in worst.items())
+    print(f"\n{case.name} {case.prefix}", *report)
+    for kind, (value, name) in worst.items():
+        assert value <= limits[kind], f"{kind} of {name}: {value:.2e} is more than {limits[kind]:.0e}"
+
+
+@rows(FIRST)
+def test_one_picture_gives_what_it_gives_in_a_batch(zoo):
+    case, model = zoo
+    with torch.no_grad():
+        alone, together = model(**make_batch(case, count=1)), model(**make_batch(case))
+    assert torch.allclose(alone["pred_mask"], together["pred_mask"][:1], atol=1e-4)
+    if alone.get("pred_label") is not None:
+        assert torch.allclose(alone["pred_label"].reshape(1), together["pred_label"].reshape(2)[:1], atol=1e-4)
+
+
+@rows(FIRST)
+def test_sizes(zoo):
+    case, model = zoo
+    for height, width in case.sizes:
+        with torch.no_grad():
+            result = model(**make_batch(case, height, width))
+        assert result["pred_mask"].shape == (2, 1, height, width)
+        assert result["pred_mask"].isfinite().all() and result["backward_loss"].isfinite()
+    for height, width in case.refused:
+        with pytest.raises(UserError):
+            model(**make_batch(case, height, width))
+
+
+@rows(FIRST)
+def test_training_step_in_mixed_precision(zoo):
+    """Batch of one, bfloat16: finite, and each trainable parameter has a gradient (no --find_unused_parameters)."""
+    case, model = zoo
+    model = copy.deepcopy(model).train()
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = model(**make_batch(case, count=1))
+    assert result["pred_mask"].isfinite().all() and 0 <= result["pred_mask"].min() and result["pred_mask"].max() <= 1
+    result["backward_loss"].backward()
+    trainable = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, grad in trainable.items() if grad is None] == []
+    assert [name for name, grad in trainable.items() if not grad.isfinite().all()] == []
+
+
+@rows([case for case in FIRST if case.extra is edge_mask])
+def test_without_edge_mask(zoo):
+    """Training asks for the flag; evaluation leaves the edge term out."""
+    case, model = zoo
+    batch = make_batch(case)
+    del batch["edge_mask"]
+    with torch.no_grad():
+        assert model(**batch)["backward_loss"].isfinite()
+    with pytest.raises(UserError, match="--edge_mask_width"):
+        model.train()(**batch)
+    model.eval()
+
+
+def test_constrained_convolution_keeps_its_constraint():
+    """Neighbours sum to 1 and the centre is -1, so flat pictures vanish; only training writes the parameter back."""
+    conv = BayarConv(1, 3)
+    raw = conv.kernel.detach().clone()
+    flat = torch.full((1, 1, 9, 9), 0.7)
+    for training in (False, True):
+        out = conv.train(training)(flat)
+        assert out[:, :, 2:-2, 2:-2].abs().max() < 1e-6
+        assert torch.equal(conv.kernel, raw) is not training
+    assert torch.allclose(conv.kernel, raw / raw.sum(2, keepdim=True))
