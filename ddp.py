@@ -314,15 +314,17 @@ def load_checkpoint(path, flag):
         with torch.serialization.safe_globals([argparse.Namespace]):  # IMDL-BenCo stores its arguments so
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        detail = re.search(r"(GLOBAL|Unsupported global:?)\s*(\S+)", str(error))
+        detail = re.search(r"GLOBAL ([\w.]+)", str(error))
         if detail:
-            raise UserError(f"{flag} {path}: holds the object {detail[2].strip(',')}, which can execute code, so it is not loaded. Save the "
+            raise UserError(f"{flag} {path}: holds the object {detail[1]}, which can execute code, so it is not loaded. Save the "
                             "weights alone: torch.save({'model': model.state_dict()}, path).") from None
-        raise UserError(f"{flag} {path}: is not a checkpoint that torch can read.") from None
+        raise UserError(f"{flag} {path}: is no checkpoint. Give a file that torch.save wrote.") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{flag} {path}: can't be read, it is truncated or no checkpoint ({str(error).splitlines()[0][:100]}).") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise UserError(f"{flag} {path}: is truncated or no checkpoint ({reason}). Copy it anew or give another.") from None
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{flag} {path}: holds a {type(content).__name__}, not a checkpoint. Give a dict {{'model': state_dict}} or a state dict.")
+        raise UserError(f"{flag} {path}: holds {'nothing' if content == {} else f'a {type(content).__name__}'}, not a checkpoint. "
+                        "Give a file with {'model': state_dict} or a state dict.")
     return content
 
 
@@ -330,7 +332,7 @@ def state_dict_of(content, path, flag):
     """Return the state dict in a checkpoint: under "model" or "state_dict", or the whole; prefixes `module.` taken off."""
     state = content.get("model", content.get("state_dict", content))
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{flag} {path}: holds no state dict, neither under 'model' nor by itself.")
+        raise UserError(f"{flag} {path}: holds no state dict, neither under 'model' nor by itself. Give a file with {{'model': state_dict}}.")
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
@@ -348,7 +350,7 @@ def load_weights(model, content, path, flag):
                                        if key in state and state[key].shape != own[key].shape])]
         lines = [f"{len(keys)} keys {what}, first {', '.join(keys[:3])}" for what, keys in parts if keys]
         raise UserError(f"{flag} {path}: is a checkpoint of another model or of other model flags than this {type(model).__name__}: "
-                        f"{'; '.join(lines) or str(error).splitlines()[0]}.") from None
+                        f"{'; '.join(lines) or str(error).splitlines()[0]}. Give --model and its flags as in training, or another checkpoint.") from None
 
 
 @contextlib.contextmanager

@@ -256,12 +256,13 @@ def parameters(model):
     for name, parameter in inspect.signature(target).parameters.items():
         if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if isinstance(parameter.annotation, str):  # "int", or all of them under `from __future__ import annotations`
-            try:
-                parameter = parameter.replace(annotation=eval(parameter.annotation, names))
-            except Exception:  # a name that only a type checker can resolve
-                parameter = parameter.replace(annotation=parameter.empty)
-        found[name] = parameter
+        kind = parameter.annotation
+        try:
+            while isinstance(kind, str):  # "int", or '"int"' under `from __future__ import annotations`
+                kind = eval(kind, names)
+        except Exception:  # a name that only a type checker can resolve
+            kind = parameter.empty
+        found[name] = parameter.replace(annotation=kind)
     return found
 
 
@@ -447,7 +448,9 @@ def example_batch(image_size, post_func, device):
         Path(folder, "set.json").write_text('[["noise.jpg", "mask.png"]]')
         dataset = data.JsonDataset(f"{folder}/set.json", image_size, padding=True, edge_mask_width=7,
                                    post_func=post_func, fingerprint=False)
-        return data.to_device(data.collate([dataset[0]]), device, padding=True)
+        batch = data.collate([dataset[0]])
+    del batch["index"]  # the loader's own
+    return data.to_device(batch, device, padding=True)
 
 
 def measure(name, image_size, model_args):

@@ -227,7 +227,8 @@ def main(args, model_args):
             say(f"weights from {resume}; it holds no optimizer, so training starts at epoch {start_epoch}")
         del checkpoint
     if start_epoch >= args.epochs:
-        raise UserError(f"nothing to train: {resume or '--start_epoch'} is at epoch {start_epoch} and --epochs is {args.epochs}. Raise --epochs.")
+        raise UserError(f"nothing to train: by {'--resume ' + str(resume) if resume else '--start_epoch'} the next epoch is {start_epoch}, and --epochs "
+                        f"is {args.epochs}. Raise --epochs.")
 
     with ddp.tensorboard(log_dir, purge_step=start_epoch if resume else None) as writer:
         forget_rows_from(output_dir / "log.txt", start_epoch)

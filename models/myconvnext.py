@@ -59,14 +59,9 @@ def build_backbone(name, pretrained):
     if not timm.is_model(name):
         raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model.{nearest(name, timm.list_models())}")
     try:
-        model = timm.create_model(name, pretrained=False, features_only=True)
-    except (RuntimeError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"--backbone {name}: timm can't build this model with features_only ({error}). Choose another.") from None
-    if pretrained:
-        last = len(model.feature_info) - 1
-        try:
-            model = timm.create_model(name, pretrained=True, features_only=True, out_indices=(last,))
-        except Exception as error:  # the hub's client raises many types; each means that the weights can't be had
+        return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
+    except Exception as error:  # timm and the hub's client raise many types
+        if pretrained:
             raise UserError(f"--pretrained: the weights of {name} can't be downloaded ({type(error).__name__}). Go online once, or put them "
-                            "into the Hugging Face cache, or give --no-pretrained.") from None
-    return model
+                            "into the Hugging Face cache, or give --no-pretrained.") from error
+        raise UserError(f"--backbone {name}: timm can't build this model with features_only ({error}). Choose another.") from error

@@ -124,7 +124,7 @@ DATA_CASES = {  # value of the data flag -> words of the message; `no_such_path`
     "{bad}/broken_mask": ["broken_mask/Gt/p001_gt.png"],
     "{bad}/truncated_png": ["truncated_png/Tp/p001.png", "truncated"],
     "{bad}/truncated_jpg": ["truncated_jpg/Tp/p001.jpg", "truncated"],
-    "{bad}/malformed.json": ["malformed.json", "not valid JSON", "line 1, column 29"],
+    "{bad}/malformed.json": ["malformed.json", "not valid JSON", "line 1, column 30"],
     "{bad}/zero_bytes.json": ["zero_bytes.json", "not valid JSON"],
     "{bad}/empty_list.json": ["empty_list.json", "empty", 'list of [image, mask or "Negative"]'],
     "{bad}/empty_object.json": ["empty_object.json", "empty"],
@@ -146,9 +146,9 @@ def test_data(bad, tmp_path, script, value):
 
 @pytest.mark.parametrize("value", ["sizes", "empty_picture", "broken_picture", "truncated_png", "truncated_jpg"])
 @pytest.mark.parametrize("script", ["train.py", "test.py", "save_images.py"])
-def test_files_that_only_a_worker_reads(bad, tmp_path, script, value):
-    """Without a fingerprint nothing is read beforehand; the message must come out of the loader's worker whole."""
-    changes = {TEST_DATA[script]: f"{{bad}}/{value}", "--no_fingerprint": "", "--num_workers": "1"}
+def test_files_that_are_read_during_the_run(bad, tmp_path, script, value):
+    """Without a fingerprint nothing is read beforehand."""
+    changes = {TEST_DATA[script]: f"{{bad}}/{value}", "--no_fingerprint": ""}
     check(run_here(*command(script, bad, tmp_path / "out", changes)), DATA_CASES[f"{{bad}}/{value}"], bad, tmp_path / "out")
 
 
@@ -166,7 +166,7 @@ FLAG_CASES = {  # name -> (script, changes, words)
     "wrong model flag": ("train.py", {"--model": "Tutorial", "--MyModel_Customized_param": "x"}, ["--MyModel_Customized_param", "x"]),
     "unknown metric": ("test.py", {"--metrics": "PixelF2"}, ["PixelF2", "PixelF1"]),
     "unknown mode": ("train.py", {"--metrics": "PixelF1:doubel"}, ["doubel", "double"]),
-    "metric twice": ("test.py", {"--metrics": "PixelF1 PixelF1"}, ["PixelF1", "twice"]),
+    "metric twice": ("train.py", {"--metrics": "PixelF1 PixelF1", "--test_data_path": "{bad}/good"}, ["pixel-level F1", "twice"]),
     "no such device": ("test.py", {"--device": "cuda:7"}, ["--device cuda:7"]),
     "unknown device": ("test.py", {"--device": "gpu"}, ["--device gpu", "cuda"]),
     "unknown backbone": ("train.py", {"--model": "MyConvNeXt", "--backbone": "convnext_tini", "--no-pretrained": ""}, ["--backbone convnext_tini", "convnext_tiny"]),
@@ -198,7 +198,7 @@ FLAG_CASES = {  # name -> (script, changes, words)
     "resume from code": ("train.py", {"--resume": "{bad}/code.pth"}, ["--resume", "code.pth", "mkdir", "can execute code"]),
     "resume another optimizer": ("train.py", {"--resume": "{bad}/other_optimizer.pth"}, ["--resume", "other_optimizer.pth", "optimizer"]),
     "resume nothing": ("train.py", {"--resume": "{bad}/empty"}, ["--resume", "{bad}/empty", "no checkpoint-<n>.pth"]),
-    "everything trained": ("train.py", {"--start_epoch": "3", "--epochs": "3"}, ["nothing to train", "--start_epoch", "Raise --epochs"]),
+    "everything trained": ("train.py", {"--start_epoch": "3", "--epochs": "3"}, ["nothing to train", "--start_epoch", "next epoch is 3", "Raise --epochs"]),
     # output
     "file as output folder": ("train.py", {"--output_dir": "{bad}/a_file"}, ["--output_dir", "a_file", "can't be written to"]),
     "output below a file": ("test.py", {"--output_dir": "{bad}/a_file/out"}, ["--output_dir", "a_file/out", "can't be written to"]),
@@ -246,10 +246,11 @@ def test_earlier_checkpoints_are_not_touched(bad, tmp_path):
     flags = ["--model", "MyModel", "--data_path", bad / "good", "--output_dir", tmp_path / "done", "--if_resizing", "--image_size", 64, "--num_workers", 0]
     assert run_here("train.py", *flags, "--epochs", 1).returncode == 0
     done = run_here("train.py", *flags, "--epochs", 1, "--resume", "auto")
-    assert done.returncode == 1 and done.stderr.startswith("error: nothing to train: ") and "checkpoint-0.pth" in done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("error: nothing to train: by --resume ") and "checkpoint-0.pth" in done.stderr
 
 
 def test_a_mistake_as_the_user_meets_it(bad, tmp_path):
-    """Two commands in processes of their own: the exit code and the one line are those of the cases above."""
-    for changes, words in (({"--model": "MyModell"}, ["Did you mean MyModel?"]), ({"--data_path": "{bad}/sizes", "--num_workers": "2"}, ["80x80"])):
+    """Two commands in processes of their own; the second message comes out of a loader's worker, whole."""
+    in_worker = {"--data_path": "{bad}/sizes", "--num_workers": "2", "--no_fingerprint": ""}
+    for changes, words in (({"--model": "MyModell"}, ["Did you mean MyModel?"]), (in_worker, ["sizes/Tp/p002.png", "p002_gt.png", "40x50"])):
         check(run_script(*command("train.py", bad, tmp_path / "out", changes), cwd=tmp_path), words, bad, tmp_path / "out")
