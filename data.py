@@ -5,19 +5,21 @@
     python data.py check my_set.json other_set                                 # find every fault before a run does
     python data.py resize my_set my_set_1024 --long_side 1024                  # shrink pictures and masks
 
-First half: reading files, pairing, datasets, loaders, augmentations, attacks. Second half: the four commands. Workers hand over
-uint8 pictures and masks; `to_device` is the one place that normalises them.
+This file holds what a run uses: reading files, pairing, datasets, loaders, augmentations, attacks. The four commands are in prepare.py,
+which no run imports. Workers hand over uint8 pictures and masks; `to_device` is the one place that normalises them.
 """
-import argparse
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations asks the network for its newest version otherwise
@@ -26,10 +28,10 @@ import albumentations as albu
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from registry import Parser, UserError, run
+from registry import UserError, run
 
 cv2.setNumThreads(0)  # the loader's workers are the parallelism
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # faults are raised here, with the file's name
@@ -61,9 +63,17 @@ def is_complete(data):
     return b"IEND" in tail if head == b"\x89PNG" else True
 
 
+def is_tiff_with_alpha(data):
+    """Tell whether OpenCV would multiply the colours by the alpha channel, as it does for TIFF alone."""
+    try:
+        return data[:4].tobytes() in (b"II*\0", b"MM\0*") and Image.open(io.BytesIO(data)).mode == "RGBA"
+    except OSError:
+        return False
+
+
 def decode(path, data, flags, mode):
     """Decode with OpenCV; PIL (converting to `mode`) takes what OpenCV can't read or what doesn't end as it should."""
-    if is_complete(data):
+    if is_complete(data) and not is_tiff_with_alpha(data):
         try:
             image = cv2.imdecode(data, flags)
         except cv2.error:  # more pixels than OpenCV allows
@@ -73,7 +83,8 @@ def decode(path, data, flags, mode):
     try:
         return np.asarray(Image.open(io.BytesIO(data)).convert(mode))
     except Exception as error:  # PIL raises many types; each means that this file can't be decoded
-        raise UserError(f"{path} can't be decoded, it is broken or truncated ({error}): copy it anew or take it out.") from None
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{path} can't be decoded, it is broken or truncated ({reason}): copy it anew or take it out.") from None
 
 
 def read_image(path, turn=False):
@@ -121,7 +132,6 @@ def read_pair(image_path, mask_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Which pictures belong to a dataset
 
-from data_demo import GaussianBlurWrapper, GaussianNoiseWrapper, JpegCompressionWrapper, RandomCopyMove, RandomInpainting  # TEMP
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 # What public sets append to the picture's stem. Columbia's second file `_edgemask_3` (three colours) is left out on
 # purpose: with it each of its pictures would have two masks.
@@ -234,16 +244,15 @@ class PackedStrings:
     """A list of strings in two tensors. Forked workers share them, where a list of str would be copied as it is looked at."""
 
     def __init__(self, strings):
-        encoded = [os.fsencode(s) for s in strings]
-        self.ends = torch.from_numpy(np.cumsum([0, *map(len, encoded)]))
-        self.bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
+        self.bytes = torch.frombuffer(bytearray(os.fsencode("\0".join(["", *strings, ""]))), dtype=torch.uint8)
+        self.ends = torch.from_numpy(np.flatnonzero(self.bytes.numpy() == 0))  # no path holds a NUL
 
     def __len__(self):
         return len(self.ends) - 1
 
     def __getitem__(self, index):
         start, end = self.ends[index:index + 2].tolist()
-        return os.fsdecode(self.bytes[start:end].numpy().tobytes())
+        return os.fsdecode(self.bytes[start + 1:end].numpy().tobytes())
 
 
 def read_json(path):
@@ -251,7 +260,7 @@ def read_json(path):
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+        raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. Mend it there.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read: {error}.") from None
     if not content or not isinstance(content, (list, dict)):
@@ -268,13 +277,18 @@ def dataset_kind(path):
 
     Anything else is a UserError that says which of these it nearly was.
     """
+    return read_dataset(path)[0]
+
+
+def read_dataset(path):
+    """Return (kind, content) of a path: its `dataset_kind`, and what the JSON holds, None for a folder. Raises UserError."""
     path = Path(path)
     if path.is_dir():
         have = [name for name in ("Tp", "Gt") if (path / name).is_dir()]
         if len(have) == 1:
             raise UserError(f"{path} has {have[0]}/ but no {'Gt' if have == ['Tp'] else 'Tp'}/: a dataset folder needs both, pictures in "
                             "Tp/ and masks in Gt/.")
-        return "ManiDataset" if have else "FolderDataset"
+        return ("ManiDataset" if have else "FolderDataset"), None
     if not path.exists():
         raise UserError(f"{path}: no such file or folder. Give a folder with Tp/ and Gt/, or a JSON file.")
     if path.suffix.lower() != ".json":
@@ -284,14 +298,22 @@ def dataset_kind(path):
         wrong = [key for key, value in content.items() if not isinstance(value, str)]
         if wrong:
             raise UserError(f"{path}: the value of {wrong[0]!r} is no path. {JSON_FORMS}")
-        return "several"
+        return "several", content
     for position, item in enumerate(content):
-        if not (isinstance(item, list) and len(item) == 2 and all(isinstance(part, str) and part for part in item)):
+        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], str) and all(item)):
             raise UserError(f"{path}: item {position} is {json.dumps(item)[:80]}, not a pair of strings. {JSON_FORMS}")
     sets = [item[0] in ("ManiDataset", "JsonDataset") for item in content]
     if any(sets) and not all(sets):
         raise UserError(f"{path}: item {sets.index(not sets[0])} is of another kind than item 0. {JSON_FORMS}")
-    return "BalancedDataset" if sets[0] else "JsonDataset"
+    return ("BalancedDataset" if sets[0] else "JsonDataset"), content
+
+
+def exists(path):
+    """Tell whether a file or folder exists, like os.path.exists but in half the time: a dataset may list a million."""
+    try:
+        return os.access(path, os.F_OK)
+    except ValueError:  # a NUL or a character that no path can hold
+        return False
 
 
 def beside(json_path, path):
@@ -306,7 +328,7 @@ def find_pairs(path):
     `names` are the pictures as listed: below Tp/ or the folder, or the JSON's own text. Raises UserError for extra pictures or masks,
     and for missing files.
     """
-    kind = dataset_kind(path)
+    kind, content = read_dataset(path)
     if kind == "ManiDataset":
         pictures, masks = list_pictures(os.path.join(path, "Tp")), list_pictures(os.path.join(path, "Gt"))
         pairs, lone_pictures, lone_masks = pair_by_name(pictures, masks)
@@ -325,12 +347,20 @@ def find_pairs(path):
         images = names = [os.path.join(path, image) for image in list_pictures(path)]
         masks = [""] * len(images)
     elif kind == "JsonDataset":
-        content = read_json(path)
+        folder, missing = os.path.dirname(os.path.abspath(path)), []
+
+        def locate(file):
+            near = os.path.join(folder, file)
+            if exists(near):
+                return near
+            if not exists(file):
+                missing.append(file)
+            return file
+
         names = [image for image, _ in content]
-        images = [beside(path, image) for image in names]
-        masks = ["" if mask == "Negative" else beside(path, mask) for _, mask in content]
+        images = [locate(image) for image in names]
+        masks = ["" if mask == "Negative" else locate(mask) for _, mask in content]
         del content
-        missing = [file for file in (*images, *masks) if file and not os.path.exists(file)]
         if missing:
             raise UserError(f"{path} names {len(missing)} files that do not exist: {', '.join(missing[:5])}"
                             f"{' ...' if len(missing) > 5 else ''}. Relative paths are taken from the JSON's folder, then from the working directory.")
@@ -360,7 +390,8 @@ def scan_file(path):
         # For a PNG without EXIF, PIL would decode the whole picture to learn that.
         orientation = picture.getexif().get(0x0112, 1) if picture.format != "PNG" or b"eXIf" in data.tobytes() else 1
     except Exception as error:  # PIL raises many types; each means that this is no picture
-        raise UserError(f"{path} is no picture that can be read ({error}): copy it anew or take it out.") from None
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{path} is no picture that can be read ({reason}): copy it anew or take it out.") from None
     stat = os.stat(path)
     orientation = orientation if orientation in range(1, 9) else 1
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -375,32 +406,38 @@ def scan(path, files):
     """
     path = Path(path)
     cache = path / ".scan.npz" if path.is_dir() else path.with_name(f".{path.name}.scan.npz")
-    rows, known = np.zeros(len(files), SCAN_DTYPE), {}
+    rows, listing = np.zeros(len(files), SCAN_DTYPE), os.fsencode("\0".join(files))
     try:
         with np.load(cache) as stored:
-            known = dict(zip(stored["files"].tobytes().split(b"\0"), stored["rows"]))
-    except (OSError, ValueError, KeyError, EOFError):
-        pass
-    stale = []
-    for i, file in enumerate(files):
-        stat = os.stat(file)
-        row = known.get(os.fsencode(file))
-        if row is not None and row["size"] == stat.st_size and row["mtime"] == stat.st_mtime_ns:
-            rows[i] = row
+            known_listing, known = stored["files"].tobytes(), stored["rows"]
+        if known.dtype != SCAN_DTYPE:
+            raise ValueError("written by another version")
+        if known_listing == listing:
+            rows = known
         else:
-            stale.append(i)
-    if stale:
+            places = {name: i for i, name in enumerate(known_listing.split(b"\0"))}
+            for i, name in enumerate(listing.split(b"\0")):
+                if name in places:
+                    rows[i] = known[places[name]]
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):  # none, or none that can be read
+        rows = np.zeros(len(files), SCAN_DTYPE)
+    now = np.fromiter(((stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)), "2i8", len(files))
+    stale = np.flatnonzero((rows["size"] != now[:, 0]) | (rows["mtime"] != now[:, 1]))
+    if len(stale):
         start = time.time()
         with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for done, (i, row) in enumerate(zip(stale, pool.map(lambda i: scan_file(files[i]), stale))):
-                rows[i] = row
-                if time.time() - start > 5 and done % 1000 == 0:
-                    print(f"reading {path}: {done} of {len(stale)} files", file=sys.stderr, flush=True)
+            for done in range(0, len(stale), 1000):  # one by one the pool would hold an object for each of millions of files
+                some = stale[done:done + 1000]
+                rows[some] = list(pool.map(lambda i: scan_file(files[i]), some))
+                if time.time() - start > 5:
+                    print(f"reading {path}: {done + len(some)} of {len(stale)} files", file=sys.stderr, flush=True)
         try:
             partial = cache.with_name(f"{cache.name}.{os.getpid()}.npz")
-            np.savez(partial, files=np.frombuffer(b"\0".join(map(os.fsencode, files)), np.uint8), rows=rows)
+            np.savez(partial, files=np.frombuffer(listing, np.uint8), rows=rows)
             os.replace(partial, cache)
         except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
             print(f"note: {cache} can't be written, so the files will be read again next time", flush=True)
     return rows
 
@@ -456,17 +493,20 @@ class PictureDataset(Dataset):
         return find_pairs(path)
 
     def compute_fingerprint(self, images, masks):
-        """Return 12 hexadecimal digits from the names, sizes and contents of all files, the same wherever the dataset lies."""
-        files = [*images, *filter(None, masks)]
-        rows = scan(self.path, files)
-        tampered = np.flatnonzero([bool(mask) for mask in masks])
-        check_sizes([images[i] for i in tampered], files[len(images):], rows[tampered], rows[len(images):])
-        lines = sorted(f"{os.path.basename(file)} {row['size']} {row['digest'].decode()}" for file, row in zip(files, rows))
-        return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+        """Return 12 hexadecimal digits from the names, sizes and contents of all pairs, the same wherever the dataset lies."""
+        tampered = [i for i, mask in enumerate(masks) if mask]
+        rows = scan(self.path, [*images, *(masks[i] for i in tampered)])
+        check_sizes([images[i] for i in tampered], [masks[i] for i in tampered], rows[tampered], rows[len(images):])
+        files = [f"{os.path.basename(file)} {size} {digest.decode()}" for file, size, digest in
+                 zip([*images, *(masks[i] for i in tampered)], rows["size"].tolist(), rows["digest"].tolist())]
+        for i, mask in zip(tampered, files[len(images):]):
+            files[i] += f" {mask}"
+        lines = "\n".join(sorted(files[:len(images)]))
+        return hashlib.blake2b(os.fsencode(lines), digest_size=6).hexdigest()
 
     def describe(self):
         """Return the line that a run prints about the dataset."""
-        return (f"{type(self).__name__} {self.path}: {len(self)} pictures, {self.num_tampered} tampered, "
+        return (f"{type(self).__name__} {self.path}: {len(self.images)} pictures, {self.num_tampered} tampered, "
                 f"{len(self.images) - self.num_tampered} authentic, fingerprint {self.fingerprint}")
 
     def __len__(self):
@@ -566,6 +606,9 @@ class BalancedDataset(PictureDataset):
     def __len__(self):
         return self.sample_number * (len(self.ends) - 1)
 
+    def describe(self):
+        return f"{super().describe()}, {len(self)} drawn per epoch"
+
     def epoch_indices(self, rng):
         drawn = []
         for start, end in zip(self.ends, self.ends[1:]):
@@ -591,7 +634,11 @@ def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_numb
 
 def open_sets(path, flag, **options):
     """Open one dataset or a JSON object of several; returns {name: dataset}. A single one is named after its file or folder."""
-    if os.path.exists(path) and dataset_kind(path) == "several":
+    try:
+        several = os.path.exists(path) and dataset_kind(path) == "several"
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from None
+    if several:
         sets = read_json(path)
         for name in sets:
             if not name or name.startswith(".") or "/" in name or "\\" in name:
@@ -704,6 +751,257 @@ def dataset_options(args, post_func, fingerprint):
         raise UserError("give exactly one of --if_resizing (resize to --image_size) and --if_padding (pad with black, crop what is larger).")
     return dict(image_size=args.image_size, padding=args.if_padding, edge_mask_width=args.edge_mask_width, post_func=post_func, seed=args.seed,
                 fingerprint=fingerprint and not args.no_fingerprint)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Augmentations that tamper, for albumentations 2
+
+INPAINT_RADIUS = 3  # pixels
+INPAINT_MARGIN = 8  # pixels around the window that cv2.inpaint needs to give what it gives on the whole picture
+
+
+class RandomWindowTransform(albu.DualTransform):
+    """Base of augmentations that tamper with one random rectangle of a picture and set the mask to 1 there.
+
+    Args:
+        min_h, max_h: height of the rectangle as a fraction of the picture's height (0..1)
+        min_w, max_w: width of the rectangle as a fraction of the picture's width (0..1)
+        p: probability of applying it to a picture
+    """
+
+    def __init__(self, min_h=0.05, max_h=0.5, min_w=0.05, max_w=0.5, p=0.5):
+        super().__init__(p=p)
+        for side, low, high in (("h", min_h, max_h), ("w", min_w, max_w)):
+            if not 0 < low <= high <= 1:
+                raise UserError(f"{type(self).__name__}: min_{side}={low} and max_{side}={high} are fractions of the "
+                                f"picture; give 0 < min_{side} <= max_{side} <= 1.")
+        self.min_h, self.max_h, self.min_w, self.max_w = min_h, max_h, min_w, max_w
+
+    def draw_size(self, shape):
+        """Height and width in pixels of a random rectangle in a picture of shape (H, W, ...), at least 1 each."""
+        height = round(self.py_random.uniform(self.min_h, self.max_h) * shape[0])
+        width = round(self.py_random.uniform(self.min_w, self.max_w) * shape[1])
+        return max(1, height), max(1, width)
+
+    def draw_corner(self, shape, size):
+        """Top and left in pixels of a rectangle of `size` (h, w) somewhere within a picture of shape (H, W, ...)."""
+        return self.py_random.randint(0, shape[0] - size[0]), self.py_random.randint(0, shape[1] - size[1])
+
+    def apply_to_mask(self, mask, window=None, **params):
+        """Mask (H, W), uint8 0/1, with 1 inside the rectangle; `window` is (top, left, height, width) or None."""
+        if window is None:
+            return mask
+        top, left, height, width = window
+        mask = mask.copy()
+        mask[top:top + height, left:left + width] = 1
+        return mask
+
+
+class RandomCopyMove(RandomWindowTransform):
+    """Copies a random rectangle of the picture to another place of it, where the mask becomes 1.
+
+    Works on uint8 pictures (H, W, 3) with masks (H, W) of 0/1. A picture in which the rectangle has one possible place
+    only stays as it is. Arguments as in `RandomWindowTransform`.
+    """
+
+    def get_params_dependent_on_data(self, params, data):
+        """Draw `source` (top, left) and `window` (top, left, height, width), pixels; they are at different places."""
+        shape = params["shape"]
+        size = self.draw_size(shape)
+        if size == tuple(shape[:2]):
+            return {"source": None, "window": None}
+        source = target = self.draw_corner(shape, size)
+        while target == source:
+            target = self.draw_corner(shape, size)
+        return {"source": source, "window": (*target, *size)}
+
+    def apply(self, img, source=None, window=None, **params):
+        """The picture with the rectangle copied; `source` and `window` as drawn."""
+        if window is None:
+            return img
+        top, left, height, width = window
+        result = img.copy()
+        result[top:top + height, left:left + width] = img[source[0]:source[0] + height, source[1]:source[1] + width]
+        return result
+
+
+class RandomInpainting(RandomWindowTransform):
+    """Fills a random rectangle from its surroundings (cv2.inpaint, Telea or Navier-Stokes); the mask becomes 1 there.
+
+    Works on uint8 pictures (H, W, 3) with masks (H, W) of 0/1. A picture that the rectangle covers whole, or
+    that has a side of one pixel, stays as it is. Arguments as in `RandomWindowTransform`.
+    """
+
+    def get_params_dependent_on_data(self, params, data):
+        """Draw `window` (top, left, height, width), pixels, and `method`, one of OpenCV's two algorithms."""
+        shape = params["shape"]
+        size = self.draw_size(shape)
+        nothing_around = size == tuple(shape[:2]) or min(shape[:2]) == 1  # in one row OpenCV reads beyond the picture
+        window = None if nothing_around else (*self.draw_corner(shape, size), *size)
+        return {"window": window, "method": self.py_random.choice([cv2.INPAINT_TELEA, cv2.INPAINT_NS])}
+
+    def apply(self, img, window=None, method=cv2.INPAINT_TELEA, **params):
+        """The picture with the rectangle filled; `window` and `method` as drawn."""
+        return img if window is None else inpaint_window(img, window, method)
+
+
+def inpaint_window(image, window, method):
+    """Inpaint the rectangle `window` (top, left, height, width; pixels) of a copy of `image` (H, W, 3) uint8.
+
+    OpenCV looks no farther than its radius and a border beyond the rectangle, so it runs on the rectangle and
+    INPAINT_MARGIN pixels around it: equal pixels, and less time where the rectangle is small.
+    """
+    top, left, height, width = window
+    above, before = max(0, top - INPAINT_MARGIN), max(0, left - INPAINT_MARGIN)
+    result = image.copy()
+    part = result[above:top + height + INPAINT_MARGIN, before:left + width + INPAINT_MARGIN]
+    hole = np.zeros(part.shape[:2], np.uint8)
+    hole[top - above:top - above + height, left - before:left - before + width] = 1
+    part[...] = cv2.inpaint(np.ascontiguousarray(part), hole, INPAINT_RADIUS, method)
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attacks of the robustness test
+
+
+class AttackWrapper:
+    """An attack at several strengths: iterating gives (strength, transform), with transform(image, name) -> image.
+
+    Images are uint8 (H, W, 3) RGB; `name` is the picture's name as its data set lists it. Strength 0 is no attack. An
+    attack of your own is a subclass that overrides `attack`, and names what its strength counts:
+
+        class GammaWrapper(AttackWrapper):
+            name = "Gamma"
+            strength_unit = "exponent"
+
+            def attack(self, image, strength, name):
+                return np.rint(255 * (image / 255) ** strength).astype(np.uint8)
+
+    Args:
+        strengths: list of numbers
+    """
+
+    name = "Attack"
+    strength_unit = "strength"
+
+    def __init__(self, strengths):
+        self.strengths = list(strengths)
+        if not self.strengths:
+            raise UserError(f"{type(self).__name__}: the list of strengths is empty; give at least one.")
+        for strength in self.strengths:
+            self.check(strength)
+
+    def __iter__(self):
+        for strength in self.strengths:
+            yield strength, functools.partial(self.apply, strength)
+
+    def __len__(self):
+        return len(self.strengths)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.strengths}, {self.strength_unit})"
+
+    def check(self, strength):
+        """Raise UserError where a strength makes no sense; every strength does unless a subclass says otherwise."""
+
+    def refuse(self, strength, wanted):
+        """Raise the UserError that `check` owes the user for a strength; `wanted` says what to give instead."""
+        raise UserError(f"{type(self).__name__}: strength {strength!r} is refused; give {wanted}, or 0 for no attack.")
+
+    def attack(self, image, strength, name):
+        """The attacked copy of `image`, uint8 (H, W, 3) RGB; `image` itself must stay as it is."""
+        raise NotImplementedError
+
+    def apply(self, strength, image, name):
+        """What the pairs of `__iter__` call: `attack`, or `image` itself at strength 0."""
+        if strength == 0:
+            return image
+        attacked = self.attack(image, strength, name)
+        if attacked.dtype != np.uint8 or attacked.shape != image.shape:
+            raise UserError(f"{type(self).__name__}.attack returned {attacked.dtype} {attacked.shape} for {name}; "
+                            f"it must return uint8 {image.shape}, like the picture that it was given.")
+        return attacked
+
+
+def is_whole(value):
+    """Whether a strength is a whole number (an int, or a float such as 3.0)."""
+    return isinstance(value, (int, float, np.number)) and float(value).is_integer()
+
+
+class GaussianBlurWrapper(AttackWrapper):
+    """OpenCV's Gaussian blur; the strength is the side k of the k x k kernel, from which OpenCV derives sigma:
+    0.3 ((k - 1) / 2 - 1) + 0.8 pixels."""
+
+    name = "GaussianBlur"
+    strength_unit = "side of the kernel in pixels"
+
+    def check(self, strength):
+        if not is_whole(strength) or strength < 0 or (strength and strength % 2 == 0):
+            self.refuse(strength, "an odd, positive kernel size in pixels")
+
+    def attack(self, image, strength, name):
+        return cv2.GaussianBlur(image, (int(strength), int(strength)), 0)
+
+
+class GaussianNoiseWrapper(AttackWrapper):
+    """Zero-mean Gaussian noise, drawn for each pixel and channel, then rounded and clipped to 0..255.
+
+    The noise depends on (name, strength, seed) only, so neither the batch, the worker nor the process changes it.
+
+    Args:
+        strengths: list of variances, or of standard deviations, on the 0-255 scale
+        unit: "variance" (as in IMDL-BenCo) or "std" (the standard deviation, as in most papers)
+        seed: whole number that makes another set of noises
+    """
+
+    name = "GaussianNoise"
+
+    def __init__(self, strengths, unit="variance", seed=42):
+        names = {"variance": "variance on the 0-255 scale", "std": "standard deviation on the 0-255 scale"}
+        if unit not in names:
+            raise UserError(f"GaussianNoiseWrapper: unit={unit!r} is unknown; give \"variance\" or \"std\".")
+        super().__init__(strengths)
+        self.unit, self.seed = unit, seed
+        self.strength_unit = names[unit]
+
+    def check(self, strength):
+        if not isinstance(strength, (int, float, np.number)) or not math.isfinite(strength) or strength < 0:
+            self.refuse(strength, "a positive number")
+
+    def attack(self, image, strength, name):
+        digest = hashlib.blake2b(f"{name}|{float(strength)}|{self.seed}".encode(), digest_size=8).digest()
+        rng = np.random.default_rng(int.from_bytes(digest, "big"))
+        noisy = rng.standard_normal(image.shape, np.float32)
+        noisy *= math.sqrt(strength) if self.unit == "variance" else strength
+        noisy += image
+        np.rint(noisy, out=noisy)
+        np.clip(noisy, 0, 255, out=noisy)
+        return noisy.astype(np.uint8)
+
+
+class JpegCompressionWrapper(AttackWrapper):
+    """JPEG compression; the strength is exactly the quality, 1..100, that OpenCV's encoder is given (4:2:0 chroma)."""
+
+    name = "JpegCompression"
+    strength_unit = "JPEG quality"
+
+    def check(self, strength):
+        if not is_whole(strength) or not 0 <= strength <= 100:
+            self.refuse(strength, "a whole JPEG quality of 1 to 100")
+
+    def attack(self, image, strength, name):
+        return compress_jpeg(image, int(strength))
+
+
+def encode_jpeg(image, quality):
+    """Bytes (a uint8 vector) of the JPEG file of `image`, uint8 (H, W, 3) RGB, at `quality` 1..100."""
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+
+
+def compress_jpeg(image, quality):
+    """`image`, uint8 (H, W, 3) RGB, as it comes back from a JPEG file of `quality` 1..100."""
+    return cv2.imdecode(encode_jpeg(image, quality), cv2.IMREAD_COLOR_RGB)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,24 @@ def gather(value):
     return values
 
 
+@contextlib.contextmanager
+def together():
+    """Make a UserError of one rank, which alone reads or writes something in this block, end all ranks: the others would wait for it in vain.
+
+    Only the first of the ranks that met one raises it, so that it is printed once. There may be no other exchange within the block.
+    """
+    mistake = None
+    try:
+        yield
+    except UserError as error:
+        mistake = error
+    ranks = [number for number, other in enumerate(gather(mistake)) if other]
+    if ranks and rank() == ranks[0]:
+        raise mistake
+    if ranks:
+        sys.exit(1)
+
+
 def average(values):
     """Return {name: mean over ranks} of every rank's {name: float}."""
     ranks = gather(values)
@@ -180,6 +198,7 @@ def write_atomically(path, write):
         write(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter
+        temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or "writing failed"
         raise UserError(f"{path} can't be written ({reason}). Free some space or give another folder.") from None
 
@@ -213,8 +232,8 @@ def write_csv(path, rows):
 
 def start_testing(args, model_args):
     """Make the folders of a test script, print what runs, seed; return (output_dir, log_dir)."""
-    output_dir, log_dir = make_output_dir(args.output_dir), make_output_dir(args.log_dir or args.output_dir, "--log_dir")
-    barrier()
+    with together():
+        output_dir, log_dir = make_output_dir(args.output_dir), make_output_dir(args.log_dir or args.output_dir, "--log_dir")
     if any((output_dir / name).exists() for name in ("results.csv", "pred")):
         say(f"note: {output_dir} holds results of an earlier run; those of the same name are replaced")
     barrier()

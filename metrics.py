@@ -12,7 +12,6 @@ picture is called tampered when its score is above the threshold.
 """
 
 import contextlib
-import difflib
 import os
 import traceback
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from registry import UserError
+from registry import UserError, nearest
 
 MODES = ("origin", "reverse", "double")
 
@@ -117,7 +116,7 @@ class Metric:
 
     def __init__(self, threshold=0.5, mode="origin"):
         if mode not in MODES:
-            raise UserError(f"unknown metric mode '{mode}'{nearest(mode, MODES)}; modes are {', '.join(MODES)}.")
+            raise UserError(f"unknown metric mode '{mode}'.{nearest(mode, MODES)} Modes: {', '.join(MODES)}.")
         self.threshold, self.mode = threshold, mode
         notes = [f"threshold {threshold}"] * (threshold != 0.5) + [mode] * (mode != "origin")
         self.name = self.title + (f" ({', '.join(notes)})" if notes else "")
@@ -221,7 +220,7 @@ def parse_metrics(specs):
     for spec in specs:
         name, _, mode = spec.partition(":")
         if name not in METRICS:
-            raise UserError(f"unknown metric '{name}'{nearest(name, METRICS)}; metrics are {', '.join(METRICS)}.")
+            raise UserError(f"unknown metric '{name}'.{nearest(name, METRICS)} Metrics: {', '.join(METRICS)}.")
         if mode and not issubclass(METRICS[name], PixelMetric):
             raise UserError(f"metric '{spec}': image metrics have no modes; write '{name}'.")
         metrics.append(METRICS[name](mode=mode) if mode else METRICS[name]())
@@ -233,14 +232,16 @@ def choose(specs, default, image_level):
     chosen = parse_metrics(specs) if specs else list(default)
     if image_level:
         chosen += [metric for metric in (ImageF1(), ImageAUC(), ImageAccuracy()) if metric.name not in [m.name for m in chosen]]
+    refuse_repeated(chosen)
     return chosen
 
 
-def nearest(word, choices):
-    """Text to put behind a wrong word: the nearest of the right ones, or nothing when none is near."""
-    lower = {choice.lower(): choice for choice in choices}
-    match = difflib.get_close_matches(word.lower(), lower, n=1)
-    return f" (did you mean '{lower[match[0]]}'?)" if match else ""
+def refuse_repeated(metrics):
+    """UserError where two metrics share a name, under which results are kept."""
+    names = [metric.name for metric in metrics]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"the metric '{name}' is on the list twice; keep one.")
 
 
 def run_model(model, data, model_name, metrics=(), training=False):
@@ -255,6 +256,8 @@ def run_model(model, data, model_name, metrics=(), training=False):
         hint = "is --image_size one that the model takes?"
         if "edge_mask" in str(error):
             hint = "the model needs --edge_mask_width."
+        elif "find_unused_parameters" in str(error):
+            hint = "some parameters got no gradient: give --find_unused_parameters."
         elif "out of memory" in str(error):
             hint = "lower the batch size or --image_size."
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -268,6 +271,7 @@ def run_model(model, data, model_name, metrics=(), training=False):
         if output.get(metric.key) is None:
             raise UserError(f"model {model_name}: forward returned no {metric.key}, which the metric '{metric.name}' "
                             f"needs; return {metric.key} or take the metric off the list.")
+    picture_scores(output, data["label"], model_name, by_kind(metrics)[1])  # the same refusal as in evaluation, at the first step
     pred, loss = output.get("pred_mask"), output.get("backward_loss")
     if pred is not None and pred.shape != data["mask"].shape:
         raise UserError(f"model {model_name}: pred_mask is {tuple(pred.shape)} but the mask is {tuple(data['mask'].shape)}; "
@@ -367,10 +371,7 @@ def evaluate(model, loader, metrics, to_device, *, amp=False, model_eval=True, e
     Returns:
         list of `Result`, one per variant
     """
-    names = [metric.name for metric in metrics]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"the metric '{name}' is on the list twice; keep one.")
+    refuse_repeated(metrics)
     model_name = model_name or type(model).__name__
 
     def run(batch, variant):

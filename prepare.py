@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -29,9 +30,262 @@ import cv2
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from data import (IMAGE_SUFFIXES, MASK_SUFFIX, beside, dataset_kind, decode, list_files, list_pictures, pair_by_name, read_bytes, read_image,
-                  read_json, read_mask, split_stem)
+from data import (IMAGE_SUFFIXES, INPAINT_RADIUS, MASK_SUFFIX, beside, compress_jpeg, dataset_kind, decode, encode_jpeg, list_files,
+                  list_pictures, pair_by_name, read_bytes, read_image, read_json, read_mask, split_stem)
 from registry import Parser, UserError
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# demo: a small data set from scikit-learn's two photographs
+#
+# What gives a demo forgery away, on purpose and as in real ones:
+# - every picture, authentic or not, has sensor noise all over and was saved as JPEG before the manipulation and after;
+# - copy-move: the object was rotated and enlarged, and interpolation smoothed its noise;
+# - splicing: the object comes from a picture of other colours, with little noise and strong compression, resampled;
+# - inpainting: the filled area is smooth and has no noise.
+# So it is an easy set: a method that does well here has learned local noise and resampling traces, no more than that.
+
+DEMO_SETS = {  # folder and JSON name -> the kinds of pictures, taken in turn
+    "train": ("splicing", "copymove", "inpainting", "authentic"),
+    "test_splicing": ("splicing", "splicing", "splicing", "authentic"),
+    "test_copymove_inpainting": ("copymove", "inpainting", "copymove", "inpainting", "authentic"),
+}
+DEMO_SIDES = ((256, 256), (256, 192), (192, 256))  # (H, W) in pixels
+DEMO_TRAIN_COLUMNS = slice(0, 376)  # of the 640 columns of both photographs
+DEMO_TEST_COLUMNS = slice(384, 640)  # the 8 columns between keep JPEG's chroma interpolation from crossing over
+DEMO_MARKER = "made_by_demo.json"
+
+
+def demo_photographs():
+    """The two photographs that scikit-learn ships (a pagoda and a dahlia), uint8 (427, 640, 3) RGB."""
+    from sklearn.datasets import load_sample_images
+
+    return load_sample_images().images
+
+
+def demo_regions(photographs, name):
+    """The parts of the photographs that the demo set `name` may use, hosts and donors alike: no pixel serves both."""
+    columns = DEMO_TRAIN_COLUMNS if name == "train" else DEMO_TEST_COLUMNS
+    return [photograph[:, columns] for photograph in photographs]
+
+
+def crop_photograph(rng, region, shape):
+    """A random view of `region`, uint8 (H, W, 3) RGB, of `shape` (h, w): cropped, shrunk at most 1.3 times, flipped,
+    with varied brightness, contrast and colours."""
+    height, width = shape
+    scale = rng.uniform(1, min(1.3, region.shape[0] / height, region.shape[1] / width))
+    tall, wide = int(height * scale), int(width * scale)
+    top, left = rng.integers(region.shape[0] - tall + 1), rng.integers(region.shape[1] - wide + 1)
+    view = cv2.resize(region[top:top + tall, left:left + wide], (width, height), interpolation=cv2.INTER_AREA)
+    if rng.random() < 0.5:
+        view = view[:, ::-1]
+    colour = rng.uniform(0.9, 1.1, 3) * rng.uniform(0.75, 1)
+    view = 255 * (view / 255 * colour).clip(0, 1) ** rng.uniform(0.8, 1.25)
+    return view.astype(np.float32)
+
+
+def add_sensor_noise(rng, view, sigma):
+    """`view` (H, W, 3) with noise of standard deviation `sigma` (0-255 scale), as uint8."""
+    return np.rint(view + rng.normal(0, sigma, view.shape)).clip(0, 255).astype(np.uint8)
+
+
+def random_outline(rng, shape, smallest, largest):
+    """A smooth object-like area in a picture of `shape` (h, w), as uint8 0/1; its size is a fraction of the picture.
+
+    The outline is a circle whose radius is bent by a few random waves, then stretched and turned.
+    """
+    height, width = shape
+    angles = np.linspace(0, 2 * np.pi, 160, endpoint=False)
+    while True:
+        radius = np.ones_like(angles)
+        for wave in range(2, 8):
+            radius += rng.normal(0, 0.4 / wave) * np.cos(wave * angles + rng.uniform(0, 2 * np.pi))
+        points = np.stack([np.cos(angles), np.sin(angles)]) * radius.clip(0.3)
+        stretch, turn = rng.uniform(1, 1.5), rng.uniform(0, np.pi)
+        rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        points = rotation @ (points * [[stretch], [1 / stretch]])
+        points *= math.sqrt(rng.uniform(smallest, largest) * height * width / np.pi)
+        points += [[rng.uniform(0.15, 0.85) * width], [rng.uniform(0.15, 0.85) * height]]
+        area = cv2.fillPoly(np.zeros(shape, np.uint8), [np.rint(points.T).astype(np.int32)], 1)
+        if smallest <= area.mean() <= 1.2 * largest:
+            return area
+
+
+def blend(rng, host, patch, area):
+    """Put `patch` over `host` (both (H, W, 3)) inside `area` (H, W, 0/1) with a soft edge of about two pixels.
+
+    Returns the uint8 picture and its mask (H, W), uint8 0/1: 1 where the patch has the greater part.
+    """
+    soft = cv2.GaussianBlur(area.astype(np.float32), (0, 0), rng.uniform(0.6, 1.5))
+    picture = host + soft[..., None] * (patch.astype(np.float32) - host)
+    return np.rint(picture).clip(0, 255).astype(np.uint8), (soft > 0.5).astype(np.uint8)
+
+
+def move_object(rng, source, area, distance):
+    """`source` (H, W, 3) turned, enlarged and shifted: what lies `distance` (dx, dy; pixels) away comes to `area`."""
+    moments = cv2.moments(area, binaryImage=True)
+    centre = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
+    turn = rng.uniform(8, 40) * rng.choice([-1, 1])
+    matrix = cv2.getRotationMatrix2D((centre[0] + distance[0], centre[1] + distance[1]), turn, rng.uniform(1.1, 1.8))
+    matrix[:, 2] -= distance
+    return cv2.warpAffine(source, matrix, area.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def splice(rng, host, regions):
+    """Paste an object from another view of the photographs; returns picture and mask as `blend` does."""
+    area = random_outline(rng, host.shape[:2], 0.04, 0.22)
+    views = [crop_photograph(rng, regions[rng.integers(len(regions))], host.shape[:2]) for _ in range(4)]
+    donor = max(views, key=lambda view: view[area == 1].std())  # an object, rather than sky
+    donor = compress_jpeg(add_sensor_noise(rng, donor, 0.8), int(rng.integers(40, 76)))
+    patch = move_object(rng, donor, area, (0, 0)).astype(np.float32)
+    # as a forger would, bring the object's brightness and colour nearer to those of the place
+    patch += rng.uniform(0.2, 0.6) * np.subtract(cv2.mean(host, area), cv2.mean(patch, area))[:3]
+    return blend(rng, host, patch.clip(0, 255), area)
+
+
+def copy_move(rng, host, regions):
+    """Copy an object of the picture to another place of it; returns picture and mask as `blend` does."""
+    area = random_outline(rng, host.shape[:2], 0.04, 0.18)
+    height, width = area.shape
+    patches = []
+    for angle in rng.uniform(0, 2 * np.pi, 4):
+        distance = rng.uniform(0.35, 0.6) * width * np.cos(angle), rng.uniform(0.35, 0.6) * height * np.sin(angle)
+        patches.append(move_object(rng, host, area, distance))
+    patch = max(patches, key=lambda candidate: candidate[area == 1].std())  # an object, rather than sky
+    return blend(rng, host, patch, area)
+
+
+def inpaint_object(rng, host, regions):
+    """Remove what lies in an area by inpainting; returns picture and mask as `blend` does."""
+    area = random_outline(rng, host.shape[:2], 0.03, 0.12)
+    hole = cv2.dilate(area, np.ones((7, 7), np.uint8))
+    method = [cv2.INPAINT_TELEA, cv2.INPAINT_NS][rng.integers(2)]
+    return blend(rng, host, cv2.inpaint(host, hole, INPAINT_RADIUS, method), area)
+
+
+DEMO_MANIPULATIONS = {"splicing": splice, "copymove": copy_move, "inpainting": inpaint_object}
+
+
+def make_demo_picture(rng, regions, kind):
+    """One picture of a demo set: JPEG bytes, and its mask (H, W), uint8 0/1 (None for "authentic")."""
+    shape = DEMO_SIDES[rng.integers(len(DEMO_SIDES))]
+    host = crop_photograph(rng, regions[rng.integers(len(regions))], shape)
+    picture = compress_jpeg(add_sensor_noise(rng, host, rng.uniform(4, 7)), int(rng.integers(85, 99)))
+    mask = None
+    if kind != "authentic":
+        picture, mask = DEMO_MANIPULATIONS[kind](rng, picture, regions)
+    return encode_jpeg(picture, int(rng.integers(70, 99))), mask
+
+
+def make_demo_set(output, name, regions, count, seed):
+    """Write `count` pictures of the demo set `name` to `output`/`name`/{Tp,Gt,Au}; returns the JSON's list of pairs."""
+    pairs = []
+    for folder in ("Tp", "Gt", "Au"):
+        (output / name / folder).mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        kind = DEMO_SETS[name][index % len(DEMO_SETS[name])]
+        rng = np.random.default_rng([seed, list(DEMO_SETS).index(name), index])
+        jpeg, mask = make_demo_picture(rng, regions, kind)
+        picture_path = f"{name}/{'Au' if mask is None else 'Tp'}/{kind}_{index:04d}.jpg"
+        mask_path = "Negative" if mask is None else f"{name}/Gt/{kind}_{index:04d}_gt.png"
+        (output / picture_path).write_bytes(jpeg.tobytes())
+        if mask is not None:
+            (output / mask_path).write_bytes(cv2.imencode(".png", mask * 255)[1].tobytes())
+        pairs.append([picture_path, mask_path])
+    return pairs
+
+
+def prepare_demo_folder(output):
+    """Make the folder `output` (a Path) ready: new, empty, or cleared of what an earlier run of the demo wrote.
+
+    Raises UserError when it holds anything that the demo did not make.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: this is a file; give the name of a new folder.")
+    if output.is_dir() and any(output.iterdir()) and not (output / DEMO_MARKER).is_file():
+        raise UserError(f"--output {output}: the folder holds files that `data.py demo` did not make (it has no "
+                        f"{DEMO_MARKER}); give a new or empty folder.")
+    output.mkdir(parents=True, exist_ok=True)
+    for name, kinds in DEMO_SETS.items():
+        (output / f"{name}.json").unlink(missing_ok=True)
+        for kind in kinds:
+            for path in (output / name).glob(f"*/{kind}_*"):
+                path.unlink()
+    (output / "test_datasets.json").unlink(missing_ok=True)
+
+
+def make_demo(output, seed=42, train=300, test=40):
+    """Write the demo data set: `train` pictures for training and `test` for each of two test sets.
+
+    Splicing, copy-move, inpainting and authentic pictures (JPEG, masks PNG 0/255) from scikit-learn's two photographs;
+    training uses the left part of both, testing the right part. The same seed gives the same bytes.
+
+    Args:
+        output: folder to write; must be new, empty or an earlier output of this function
+        seed: whole number from 0
+        train, test: numbers of pictures, at least 5
+
+    Returns:
+        dict: name of the set -> path of its JSON, the training set first
+
+    Raises:
+        UserError: see `prepare_demo_folder`; counts too small; a folder that cannot be written
+    """
+    for flag, value, least in (("--train", train, 5), ("--test", test, 5), ("--seed", seed, 0)):
+        if value < least:
+            raise UserError(f"{flag} {value}: too small; give at least {least}.")
+    output = Path(output)
+    photographs = demo_photographs()
+    try:
+        prepare_demo_folder(output)
+        settings = {"made_by": "python data.py demo", "seed": seed, "train": train, "test": test}
+        (output / DEMO_MARKER).write_text(json.dumps(settings) + "\n")
+        paths = {}
+        for name in DEMO_SETS:
+            count = train if name == "train" else test
+            pairs = make_demo_set(output, name, demo_regions(photographs, name), count, seed)
+            paths[name] = output / f"{name}.json"
+            paths[name].write_text("[\n" + ",\n".join(json.dumps(pair) for pair in pairs) + "\n]\n")
+        test_sets = {name.removeprefix("test_"): f"{name}.json" for name in DEMO_SETS if name != "train"}
+        (output / "test_datasets.json").write_text(json.dumps(test_sets, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write there ({error}); name a writable folder.") from error
+    return paths
+
+
+def tampered_fractions(json_path):
+    """Tampered fraction (0..1) of each tampered picture of a JSON list of [image, mask | "Negative"] pairs."""
+    folder = Path(json_path).parent
+    masks = [mask for _, mask in json.loads(Path(json_path).read_text()) if mask != "Negative"]
+    return [float((cv2.imread(str(folder / mask), cv2.IMREAD_GRAYSCALE) > 127).mean()) for mask in masks]
+
+
+def constant_prediction_f1(json_path):
+    """Pixel-level F1 of the best constant prediction, "all is tampered", on a JSON list of [image, mask | "Negative"].
+
+    With a the tampered fraction of a picture its precision is a and its recall 1: the mean of 2a / (1 + a) over the
+    tampered pictures. (F1 of an authentic picture is undefined.)
+    """
+    return float(np.mean([2 * a / (1 + a) for a in tampered_fractions(json_path)]))
+
+
+def demo(args):
+    """`python data.py demo`: make the demo data and print what it holds."""
+    for name, path in make_demo(args.output, args.seed, args.train, args.test).items():
+        fractions = tampered_fractions(path)
+        count = len(json.loads(path.read_text()))
+        line = f"{path}: {count} pictures, {len(fractions)} tampered, tampered fraction {np.mean(fractions):.3f}"
+        if name != "train":
+            line += f", pixel-level F1 of predicting everything tampered: {constant_prediction_f1(path):.2f}"
+        print(line)
+
+
+def add_demo_arguments(parser):
+    """The flags of `python data.py demo`."""
+    parser.add_argument("--output", required=True, help="folder to write; new, empty or an earlier demo's")
+    parser.add_argument("--seed", type=int, default=42, help="same seed, same files (default 42)")
+    parser.add_argument("--train", type=int, default=300, help="pictures to train on (default 300)")
+    parser.add_argument("--test", type=int, default=40, help="pictures in each of the two test sets (default 40)")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1164,6 +1418,7 @@ def main():
     parser = Parser(prog="data.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     for name, add_arguments, function, text in (
+            ("demo", add_demo_arguments, demo, "make a small data set from scikit-learn's two photographs"),
             ("pairs", add_pairs_arguments, run_pairs, "pair pictures and masks by name, or by the recipe of a public set, and write a JSON"),
             ("check", add_check_arguments, check, "find every fault of datasets, and leaks between them"),
             ("resize", add_resize_arguments, resize, "shrink pictures and masks into another folder")):

@@ -108,8 +108,8 @@ def relative(path):
 
 def model_files():
     """Return the Python files below models/, sorted; not those of hidden folders, such as an editor's copies."""
-    hidden = re.compile(r"[\\/]\.")
-    return sorted(path for path in (ROOT / "models").rglob("*.py") if not hidden.search(relative(path)))
+    files = sorted((ROOT / "models").rglob("*.py"))
+    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
 
 
 def registered_names(source):
@@ -132,7 +132,7 @@ def registered_names(source):
                 given = [*getattr(decorator, "args", []), *filter(None, [keywords.get("name")])]
                 name = given[0] if given else ast.Constant(node.name)
                 if isinstance(name, ast.Constant):
-                    names.add(name.value)
+                    names.add(name.value or node.name)
                     untold -= 1
     return names, untold == 0
 
@@ -153,7 +153,7 @@ def import_model_file(path):
         places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
         if isinstance(error, SyntaxError):
             places.append((error.filename, error.lineno))
-        file, line = [(path, 1), *(p for p in places if str(p[0]).startswith(str(ROOT / "models")))][-1]
+        file, line = [(path, 1), *(place for place in places if Path(relative(place[0])).parts[0] == "models")][-1]
         hint = ""
         if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("IMDLBenCo"):
             hint = " Change that import to `from registry import MODELS`."
@@ -162,7 +162,7 @@ def import_model_file(path):
 
 def summary(error):
     """Return the type of an exception and the first line of its text."""
-    text = str(error).strip().split("\n")[0].rstrip(".")
+    text = str(getattr(error, "msg", error)).strip().split("\n")[0].rstrip(".")  # msg lacks the place
     return f"{type(error).__name__}: {text}." if text else f"{type(error).__name__}."
 
 

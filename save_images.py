@@ -111,7 +111,8 @@ def main(args, model_args):
     for earlier in output_dir.glob("pred_label_*.json"):  # which this run may not replace: fewer processes, or no scores
         earlier.unlink(missing_ok=True)
     options = data.dataset_options(args, post_function(args.model, model_args), is_main())
-    test_sets = data.open_sets(args.test_data_path, "--test_data_path", allowed=("ManiDataset", "JsonDataset", "FolderDataset"), **options)
+    with ddp.together():
+        test_sets = data.open_sets(args.test_data_path, "--test_data_path", allowed=("ManiDataset", "JsonDataset", "FolderDataset"), **options)
     path = ddp.find_checkpoints(args.checkpoint_path, "--checkpoint_path")[-1]
     say(f"checkpoint {path}")
     model = build_model(args.model, model_args).to(device)

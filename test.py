@@ -6,7 +6,7 @@
 Writes to --output_dir: per dataset a folder with log.txt and TensorBoard curves over the checkpoints; results.csv (one row per checkpoint,
 dataset and metric); with --save_per_image one CSV per dataset with a row per checkpoint and picture. Prints one table at the end.
 """
-from registry import build_model, parse_args, post_function, run, script_parser, UserError
+from registry import build_model, parse_args, post_function, run, script_parser
 
 
 def get_args():
@@ -42,7 +42,9 @@ def main(args, model_args):
     output_dir, log_dir = ddp.start_testing(args, model_args)
 
     # Data, checkpoints, model
-    test_sets = data.open_sets(args.test_data_json, "--test_data_json", **data.dataset_options(args, post_function(args.model, model_args), is_main()))
+    options = data.dataset_options(args, post_function(args.model, model_args), is_main())
+    with ddp.together():
+        test_sets = data.open_sets(args.test_data_json, "--test_data_json", **options)
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())
     paths = ddp.find_checkpoints(args.checkpoint_path, "--checkpoint_path")

@@ -48,7 +48,9 @@ def main(args, model_args):
     output_dir, log_dir = ddp.start_testing(args, model_args)
 
     # Data, checkpoint, model
-    test_sets = data.open_sets(args.test_data_path, "--test_data_path", **data.dataset_options(args, post_function(args.model, model_args), is_main()))
+    options = data.dataset_options(args, post_function(args.model, model_args), is_main())
+    with ddp.together():
+        test_sets = data.open_sets(args.test_data_path, "--test_data_path", **options)
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())
     path = ddp.find_checkpoints(args.checkpoint_path, "--checkpoint_path")[-1]

@@ -46,7 +46,6 @@ import math
 import sys
 
 import albumentations as albu
-import cv2
 import timm.optim
 import torch
 
@@ -82,9 +81,9 @@ def learning_rate(epoch, peak, args):
 
 def prepare_output(args):
     """Make the output folder; find what to resume from. An earlier run's checkpoints are neither overwritten nor mixed in."""
-    output_dir = ddp.make_output_dir(args.output_dir)
-    log_dir = ddp.make_output_dir(args.log_dir or args.output_dir, "--log_dir")
-    ddp.barrier()
+    with ddp.together():
+        output_dir = ddp.make_output_dir(args.output_dir)
+        log_dir = ddp.make_output_dir(args.log_dir or args.output_dir, "--log_dir")
     earlier = [p for p in output_dir.glob("checkpoint-*.pth") if ddp.checkpoint_epoch(p) is not None]
     resume = args.resume
     if resume == "auto":
@@ -92,11 +91,12 @@ def prepare_output(args):
         if resume is None:
             say(f"--resume auto: no checkpoint in {output_dir}, so training starts at the beginning")
     resume = ddp.find_checkpoints(resume, "--resume")[-1] if resume else None
-    later = [p for p in earlier if resume and ddp.checkpoint_epoch(p) > (ddp.checkpoint_epoch(resume) or 0)]
-    if later and resume.parent.resolve() == output_dir.resolve():
-        raise UserError(f"--resume {resume}: {output_dir} holds later checkpoints ({later[0].name}), which would get mixed with the new ones: move "
-                        "them away, or give another --output_dir.")
-    if earlier and (resume is None or resume.parent.resolve() != output_dir.resolve()):
+    newest = max(earlier, key=ddp.checkpoint_epoch, default=None)
+    if newest and resume and resume.parent.resolve() == output_dir.resolve():
+        if resume.name != newest.name:
+            raise UserError(f"--resume {resume}: {output_dir} holds later checkpoints up to {newest.name}, which would get mixed with new ones: "
+                            "move them away, or give another --output_dir.")
+    elif newest:
         raise UserError(f"--output_dir {output_dir} holds {len(earlier)} checkpoints of an earlier run: give --resume auto to go on with it, "
                         "or another --output_dir.")
     return output_dir, log_dir, resume
@@ -186,9 +186,10 @@ def main(args, model_args):
     ddp.seed_everything(args.seed)
 
     # Data
-    train_set = data.open_dataset(args.data_path, "--data_path", allowed=("ManiDataset", "JsonDataset", "BalancedDataset"),
-                                  sample_number=args.sample_number, transform=train_transform(), **options)
-    test_sets = data.open_sets(args.test_data_path, "--test_data_path", **options) if args.test_data_path else {}
+    with ddp.together():
+        train_set = data.open_dataset(args.data_path, "--data_path", allowed=("ManiDataset", "JsonDataset", "BalancedDataset"),
+                                      sample_number=args.sample_number, transform=train_transform(), **options)
+        test_sets = data.open_sets(args.test_data_path, "--test_data_path", **options) if args.test_data_path else {}
     say("training on", train_set.describe())
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())

@@ -5,8 +5,8 @@
     python tests/benchmark.py models         # forward, forward + backward and memory of every model (minutes)
     python tests/benchmark.py pairs          # JSONs of 200,000 and 1,000,000 pairs (minutes, two million hard links)
 
-No test: nothing is asserted about time, and pytest doesn't collect it. Each time is the median of repetitions that alternate between
-the two ways, on one thread.
+No test: nothing is asserted about time, and pytest doesn't collect it. Each time is the median of repetitions that
+alternate between the two ways, on one thread.
 """
 import argparse
 import concurrent.futures
@@ -46,7 +46,7 @@ def seconds(function):
 
 
 def race(name, ours, plain, repetitions=15):
-    """Return a table row: median milliseconds of `ours` and of `plain`, called in turn, and how many times longer `plain` takes."""
+    """Return a table row: median milliseconds of `ours` and of `plain`, called in turn, and plain / ours."""
     ours(), plain()
     times = [(seconds(ours), seconds(plain)) for _ in range(repetitions)]
     fast, slow = (1000 * statistics.median(column) for column in zip(*times))
@@ -78,13 +78,13 @@ def write_set(folder, count, **size):
 
 
 def loading():
-    """A batch of 8 files to normalised tensors: this repository, and PIL with albumentations' resize, normalise and tensor."""
+    """A batch of 8 files to normalised tensors: this repository, and PIL with albumentations."""
     with tempfile.TemporaryDirectory() as folder:
         for fitting, plain_fitting in (("resizing", albu.Resize(512, 512)),
-                                       ("padding", albu.PadIfNeeded(512, 512, position="top_left", fill=0, fill_mask=0))):
+                                       ("padding", albu.PadIfNeeded(512, 512, position="top_left"))):
             root = Path(folder) / fitting
             root.mkdir()
-            dataset = data.ManiDataset(write_set(root, 8), image_size=512, padding=fitting == "padding", fingerprint=False)
+            dataset = data.ManiDataset(write_set(root, 8), padding=fitting == "padding", fingerprint=False)
             pipeline = albu.Compose([plain_fitting, albu.Normalize(), ToTensorV2()])
             files = [(dataset.images[i], dataset.masks[i]) for i in range(8)]
 
@@ -125,7 +125,7 @@ def auc():
 
 
 def edge():
-    """Edge mask of 512 x 512 pixels: one morphological gradient, and dilation minus erosion of a float mask as with SciPy's or albumentations' types."""
+    """Edge mask of 512 x 512 pixels: one morphological gradient, and dilation minus erosion, also of a float mask."""
     mask = np.zeros((512, 512), np.uint8)
     mask[100:300, 150:400] = 1
     kernel = cv2.getStructuringElement(cv2.MORPH_CROSS, (7, 7))
@@ -137,7 +137,7 @@ def edge():
 
 
 def inpainting():
-    """RandomInpainting, which works on its window, against cv2.inpaint of the whole picture, on the same windows drawn at random."""
+    """RandomInpainting, which works on its window, against cv2.inpaint of the whole picture with the same windows."""
     transform, pixels, empty = data.RandomInpainting(p=1), picture(), np.zeros((256, 384), np.uint8)
 
     def draw(seed):
@@ -200,7 +200,8 @@ def model_row(name, folder, size=512):
     """Return the table row of a model: one picture of size x size, batch of 1."""
     sizes = {"image_size": size, "input_size": size, "pretrained": False}
     model_args = {key: sizes[key] for key in registry.parameters(registry.find_model(name)) if key in sizes}
-    dataset = data.ManiDataset(folder, image_size=size, edge_mask_width=7, post_func=registry.post_function(name, model_args), fingerprint=False)
+    dataset = data.ManiDataset(folder, image_size=size, edge_mask_width=7, fingerprint=False,
+                               post_func=registry.post_function(name, model_args))
     batch = data.to_device(data.collate([dataset[0]]), torch.device("cpu"))
     model = registry.build_model(name, model_args)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -216,7 +217,8 @@ def model_row(name, folder, size=512):
     for function in (forward, both):
         before = memory("self", "VmRSS", file="status")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        row += [f"{statistics.median(seconds(function) for _ in range(3)):.2f}", f"{memory('self', 'VmHWM', file='status') - before:.0f}"]
+        row += [f"{statistics.median(seconds(function) for _ in range(3)):.2f}",
+                f"{memory('self', 'VmHWM', file='status') - before:.0f}"]
     return row
 
 
@@ -228,7 +230,8 @@ def models():
         for name in sorted(registry.MODELS.entries):
             rows.append(apart(model_row, name, folder))
             print("measured", name, file=sys.stderr, flush=True)
-    print(format_table(["model, 1 picture of 512 x 512, 1 thread", "M parameters", "forward s", "peak MB", "forward + backward s", "peak MB"], rows))
+    print(format_table(["model, 1 picture of 512 x 512, 1 thread", "M parameters", "forward s", "peak MB",
+                        "forward + backward s", "peak MB"], rows))
 
 
 class LookUps(data.JsonDataset):
@@ -239,7 +242,7 @@ class LookUps(data.JsonDataset):
 
 
 def pairs_row(path, workers=4, batch_size=256):
-    """Return the table row of a JSON: opening it, first batch, memory of the main process and of all workers together."""
+    """Return the table row of a JSON: time to open it and to the first batch, memory of workers and main process."""
     multiprocessing.set_start_method("fork", force=True)  # as in a run; a spawned process would spawn its workers too
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores, on purpose
     idle = memory("self", "Rss")
@@ -263,7 +266,7 @@ def pairs_row(path, workers=4, batch_size=256):
 
 
 def write_pairs(folder, count):
-    """Write a JSON of `count` pairs of different files: hard links, a thousand to each real file, since file systems bound their number."""
+    """Write a JSON of `count` pairs of different files: hard links, as many to each real file as file systems allow."""
     pairs = []
     for part in range(count // 1000):
         for kind in ("Tp", "Gt"):
@@ -283,8 +286,8 @@ def pairs(counts=(200_000, 1_000_000)):
     """Print time and memory of large JSONs: an epoch of look-ups in 4 workers, without decoding."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [apart(pairs_row, write_pairs(folder, count)) for count in counts]
-    print(format_table(["pairs, 4 workers (MB of all 4)", "open s", "first batch s", "PSS", "private", "epoch s", "PSS after", "private after",
-                        "main MB", "main peak"], rows))
+    print(format_table(["pairs, 4 workers (MB of all 4)", "open s", "first batch s", "PSS", "private", "epoch s",
+                        "PSS after", "private after", "main MB", "main peak"], rows))
 
 
 QUICK = {function.__name__: function for function in (loading, auc, edge, inpainting, seeding, robustness)}
@@ -293,7 +296,8 @@ SLOW = {function.__name__: function for function in (models, pairs)}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {' '.join([*QUICK, *SLOW])} (default: all but the last two)")
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help=f"what to measure: {' '.join([*QUICK, *SLOW])} (default: all but the last two)")
     names = parser.parse_args().names or list(QUICK)
     unknown = set(names) - {*QUICK, *SLOW}
     if unknown:

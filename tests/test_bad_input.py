@@ -2,7 +2,6 @@
 
 Run: python -m pytest tests/test_bad_input.py
 """
-import json
 import os
 import shutil
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import models.myconvnext
 import models.mymodel
 import probe_models
 from conftest import make_pictures, run_here, run_script
@@ -166,7 +164,10 @@ FLAG_CASES = {  # name -> (script, changes, words)
     "wrong model flag": ("train.py", {"--model": "Tutorial", "--MyModel_Customized_param": "x"}, ["--MyModel_Customized_param", "x"]),
     "unknown metric": ("test.py", {"--metrics": "PixelF2"}, ["PixelF2", "PixelF1"]),
     "unknown mode": ("train.py", {"--metrics": "PixelF1:doubel"}, ["doubel", "double"]),
-    "metric twice": ("train.py", {"--metrics": "PixelF1 PixelF1", "--test_data_path": "{bad}/good"}, ["pixel-level F1", "twice"]),
+    "metric twice": ("train.py", {"--metrics": "PixelF1 PixelF1", "--test_data_path": "{bad}/good", "--epochs": "2", "--test_period": "2"}, ["pixel-level F1", "twice"]),
+    "one pred_label for a batch": ("train.py", {"--model": "Tutorial", "--MyModel_Customized_param": "1", "--pre_trained_weights": "x", "--batch_size": "5",
+                                                "--test_data_path": "{bad}/good/set.json", "--if_predict_label": "", "--epochs": "2", "--test_period": "2"},
+                                   ["Tutorial: pred_label is ()", "image-level F1"]),
     "no such device": ("test.py", {"--device": "cuda:7"}, ["--device cuda:7"]),
     "unknown device": ("test.py", {"--device": "gpu"}, ["--device gpu", "cuda"]),
     "unknown backbone": ("train.py", {"--model": "MyConvNeXt", "--backbone": "convnext_tini", "--no-pretrained": ""}, ["--backbone convnext_tini", "convnext_tiny"]),
@@ -238,7 +239,7 @@ def test_earlier_checkpoints_are_not_touched(bad, tmp_path):
     for changes, words in (
             ({}, ["--output_dir", str(trained), "2 checkpoints of an earlier run", "--resume auto"]),
             ({"--resume": "{bad}/good.pth"}, ["--output_dir", str(trained), "2 checkpoints of an earlier run"]),
-            ({"--resume": f"{trained}/checkpoint-0.pth"}, ["--resume", "checkpoint-0.pth", "later checkpoints (checkpoint-1.pth)"])):
+            ({"--resume": f"{trained}/checkpoint-0.pth"}, ["--resume", "checkpoint-0.pth", "later checkpoints up to checkpoint-1.pth"])):
         done = run_here(*command("train.py", bad, tmp_path / "out", {"--output_dir": trained, "--epochs": "9", **changes}))
         check(done, words, bad, tmp_path / "out")
     assert sorted(os.listdir(trained)) == ["checkpoint-0.pth", "checkpoint-1.pth"]
@@ -254,3 +255,9 @@ def test_a_mistake_as_the_user_meets_it(bad, tmp_path):
     in_worker = {"--data_path": "{bad}/sizes", "--num_workers": "2", "--no_fingerprint": ""}
     for changes, words in (({"--model": "MyModell"}, ["Did you mean MyModel?"]), (in_worker, ["sizes/Tp/p002.png", "p002_gt.png", "40x50"])):
         check(run_script(*command("train.py", bad, tmp_path / "out", changes), cwd=tmp_path), words, bad, tmp_path / "out")
+
+
+def test_a_mistake_that_one_process_finds_ends_all(bad, tmp_path):
+    """Only the first process reads the files beforehand: one message, and no traceback of the other, which would wait for the first."""
+    done = run_script(*command("train.py", bad, tmp_path / "out", {"--data_path": "{bad}/truncated_png"}), cwd=tmp_path, processes=2)
+    assert done.returncode == 1 and done.stderr.count("error: --data_path: ") == 1 and "[rank" not in done.stderr, done.stderr

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 REFERENCE = Path(__file__).parent / "reference"
-sys.path.insert(0, str(REFERENCE.parents[1]))
 
 from models.cat_net import Cat_Net, cat_net_post_func, normalised_bytes, read_file
 from reference.fill import fill

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-COMMAND = "data_demo.py"
+COMMAND = "data.py"
 
-import data_demo as data
+import prepare
 from registry import UserError
 
 SMALL = {"train": 8, "test": 5}
@@ -26,7 +25,7 @@ def read_files(folder):
 @pytest.fixture(scope="module")
 def demo_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "demo_data"
-    data.make_demo(folder, **SMALL)
+    prepare.make_demo(folder, **SMALL)
     return folder
 
 
@@ -35,7 +34,7 @@ def test_sets_are_complete_and_consistent(demo_folder):
     for name, count in (("train", 8), ("test_splicing", 5), ("test_copymove_inpainting", 5)):
         pairs = json.loads((demo_folder / f"{name}.json").read_text())
         assert len(pairs) == count
-        assert {Path(image).name.split("_")[0] for image, _ in pairs} == set(data.DEMO_SETS[name])
+        assert {Path(image).name.split("_")[0] for image, _ in pairs} == set(prepare.DEMO_SETS[name])
         for image, mask in pairs:
             listed |= {image, mask}
             picture = cv2.imread(str(demo_folder / image))
@@ -51,21 +50,21 @@ def test_sets_are_complete_and_consistent(demo_folder):
     assert test_sets == {"splicing": "test_splicing.json", "copymove_inpainting": "test_copymove_inpainting.json"}
 
 
-@pytest.mark.parametrize("kind", list(data.DEMO_MANIPULATIONS))
+@pytest.mark.parametrize("kind", list(prepare.DEMO_MANIPULATIONS))
 def test_mask_marks_what_changed(kind):
-    regions = data.demo_regions(data.demo_photographs(), "train")
+    regions = prepare.demo_regions(prepare.demo_photographs(), "train")
     rng = np.random.default_rng(0)
     for _ in range(6):
-        host = data.add_sensor_noise(rng, data.crop_photograph(rng, regions[0], (256, 192)), 4)
-        picture, mask = data.DEMO_MANIPULATIONS[kind](rng, host, regions)
+        host = prepare.add_sensor_noise(rng, prepare.crop_photograph(rng, regions[0], (256, 192)), 4)
+        picture, mask = prepare.DEMO_MANIPULATIONS[kind](rng, host, regions)
         changed = (picture != host).any(-1)
         assert changed[mask == 1].mean() > 0.9
         assert not changed[cv2.dilate(mask, np.ones((25, 25), np.uint8)) == 0].any()  # but for the soft edge
 
 
 def test_same_seed_same_bytes_and_other_seed_other_pictures(demo_folder, tmp_path):
-    data.make_demo(tmp_path / "again", **SMALL)
-    data.make_demo(tmp_path / "other", seed=7, **SMALL)
+    prepare.make_demo(tmp_path / "again", **SMALL)
+    prepare.make_demo(tmp_path / "other", seed=7, **SMALL)
     first, again, other = (read_files(folder) for folder in (demo_folder, tmp_path / "again", tmp_path / "other"))
     assert first == again
     assert all(other[path] != first[path] for path in other if path in first and path.endswith(".jpg"))
@@ -73,15 +72,15 @@ def test_same_seed_same_bytes_and_other_seed_other_pictures(demo_folder, tmp_pat
 
 def test_training_and_test_pictures_share_no_pixel(demo_folder, tmp_path, monkeypatch):
     """Blacking out the columns of one side leaves every file of the other side, donors included, byte for byte."""
-    train, test = data.DEMO_TRAIN_COLUMNS, data.DEMO_TEST_COLUMNS
+    train, test = prepare.DEMO_TRAIN_COLUMNS, prepare.DEMO_TEST_COLUMNS
     assert train.stop < test.start
-    originals, reference = data.demo_photographs(), read_files(demo_folder)
+    originals, reference = prepare.demo_photographs(), read_files(demo_folder)
     for kept, side in ((train, "train"), (test, "test")):
         blackened = [np.zeros_like(photograph) for photograph in originals]
         for black, photograph in zip(blackened, originals):
             black[:, kept] = photograph[:, kept]
-        monkeypatch.setattr(data, "demo_photographs", lambda: blackened)
-        data.make_demo(tmp_path / side, **SMALL)
+        monkeypatch.setattr(prepare, "demo_photographs", lambda: blackened)
+        prepare.make_demo(tmp_path / side, **SMALL)
         files = read_files(tmp_path / side)
         pictures = [path for path in reference if path.endswith(".jpg")]
         same = {path for path in pictures if files[path] == reference[path]}
@@ -94,20 +93,20 @@ def test_foreign_folder_is_refused_and_own_output_replaced(tmp_path):
     keepsake = foreign / "train" / "Tp" / "splicing_0000.jpg"
     keepsake.write_bytes(b"mine")
     with pytest.raises(UserError, match="foreign.*did not make"):
-        data.make_demo(foreign, **SMALL)
+        prepare.make_demo(foreign, **SMALL)
     assert keepsake.read_bytes() == b"mine" and read_files(foreign).keys() == {"train/Tp/splicing_0000.jpg"}
 
     own = tmp_path / "own"
-    data.make_demo(own, seed=1, train=12, test=5)
-    data.make_demo(own, seed=2, **SMALL)
-    data.make_demo(tmp_path / "fresh", seed=2, **SMALL)
+    prepare.make_demo(own, seed=1, train=12, test=5)
+    prepare.make_demo(own, seed=2, **SMALL)
+    prepare.make_demo(tmp_path / "fresh", seed=2, **SMALL)
     assert read_files(own) == read_files(tmp_path / "fresh")
 
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: this is a file"):
-        data.make_demo(tmp_path / "file", **SMALL)
+        prepare.make_demo(tmp_path / "file", **SMALL)
     with pytest.raises(UserError, match="cannot write"):
-        data.make_demo(tmp_path / "file" / "below", **SMALL)
+        prepare.make_demo(tmp_path / "file" / "below", **SMALL)
 
 
 def test_constant_prediction_f1_by_hand(tmp_path):
@@ -117,7 +116,7 @@ def test_constant_prediction_f1_by_hand(tmp_path):
         cv2.imwrite(str(tmp_path / f"{name}.png"), mask)
     pairs = [["a.jpg", "half.png"], ["b.jpg", "quarter.png"], ["c.jpg", "Negative"]]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-    assert data.constant_prediction_f1(tmp_path / "pairs.json") == pytest.approx((2 / 3 + 0.4) / 2)
+    assert prepare.constant_prediction_f1(tmp_path / "pairs.json") == pytest.approx((2 / 3 + 0.4) / 2)
 
 
 def test_command_prints_the_sets_and_refuses_in_one_sentence(tmp_path):

@@ -2,8 +2,6 @@
 
     pytest tests/test_iml_vit.py
 """
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.iml_vit import IML_ViT, Attention
 from registry import UserError

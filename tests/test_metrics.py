@@ -113,8 +113,8 @@ def test_logits_are_taken_where_only_thresholded():
 def test_metric_names_are_parsed():
     assert [m.name for m in parse_metrics(["PixelF1", "PixelF1:double", "ImageAUC"])] == [
         "pixel-level F1", "pixel-level F1 (double)", "image-level AUC"]
-    for spec, message in (("PixelFl", "did you mean 'PixelF1'"), ("pixelauc", "did you mean 'PixelAUC'"),
-                          ("PixelF1:revers", "did you mean 'reverse'"), ("ImageF1:double", "no modes")):
+    for spec, message in (("PixelFl", "Did you mean PixelF1"), ("pixelauc", "Did you mean PixelAUC"),
+                          ("PixelF1:revers", "Did you mean reverse"), ("ImageF1:double", "no modes")):
         with pytest.raises(UserError, match=message):
             parse_metrics([spec])
 

@@ -11,7 +11,6 @@ import copy
 import importlib
 import json
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable

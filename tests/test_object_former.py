@@ -2,7 +2,6 @@
 
     pytest tests/test_object_former.py
 """
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 REFERENCE = Path(__file__).parent / "reference"
-sys.path.insert(0, str(REFERENCE.parents[1]))
 
 from models.object_former import HighFrequencyExtractor, ObjectFormer, boundary_sensitive
 from reference.fill import inputs

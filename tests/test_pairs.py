@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO))
 
 from prepare import RECIPES, list_pictures, pair_by_name, run_pairs
 from registry import UserError

@@ -2,8 +2,8 @@
 
     python -m pytest tests/test_registry.py
 
-Most tests write small model files (without torch) into a repository of their own that holds a copy of registry.py, and import that
-copy in place of the real one.
+Most tests write small model files (without torch) into a repository of their own that holds a copy of registry.py, and
+import that copy in place of the real one.
 """
 import importlib
 import pickle
@@ -24,6 +24,12 @@ PLAIN = """
     class {name}:
         def forward(self):
             return "{name}"
+"""
+LOOP = """
+    from registry import MODELS
+
+    for name in ({names}):
+        MODELS.register_module(name)(object)
 """
 
 
@@ -100,6 +106,7 @@ def test_class_and_function(repo):
 @pytest.mark.parametrize("form", [
     '@MODELS.register_module()\nclass Net: pass',
     '@MODELS.register_module\nclass Net: pass',
+    '@MODELS.register_module(name=None)\nclass Net: pass',
     '@MODELS.register_module("Net")\nclass Other: pass',
     '@MODELS.register_module(name="Net")\ndef other(): pass',
     'class Net: pass\nMODELS.register_module()(Net)',
@@ -114,7 +121,12 @@ def test_forms_of_registration(repo, form):
     """The name need not be the file's; a call, a helper of the file's own or of another file, and a loop will do."""
     repo.write("some_file.py", f"from registry import MODELS\n{form}\n")
     repo.write("other.py", PLAIN.format(name="Unasked"))
-    repo.write("sub/help.py", "from registry import MODELS\ndef register(cls):\n    return MODELS.register_module()(cls)\n")
+    repo.write("sub/help.py", """
+        from registry import MODELS
+
+        def register(cls):
+            return MODELS.register_module()(cls)
+    """)
     assert repo.find("Net").__name__ in ("Net", "Other", "other")
     assert repo.registry.MODELS.file("Net") == "models/some_file.py"
 
@@ -123,7 +135,7 @@ def test_forms_of_registration(repo, form):
 def test_folder_with_relative_imports(repo, init):
     repo.write("folder/parts/layer.py", "from ..common import WIDTH\n")
     repo.write("folder/common.py", "WIDTH = 7\n")
-    repo.write("folder/net.py", "from .parts.layer import WIDTH\n" + textwrap.dedent(PLAIN.format(name="Net")) + "    width = WIDTH\n")
+    repo.write("folder/net.py", PLAIN.format(name="Net") + "        from .parts.layer import WIDTH as width\n")
     if init is not None:
         repo.write("folder/__init__.py", init)
     assert repo.find("Net").width == 7
@@ -142,7 +154,7 @@ def test_only_what_is_asked_for_is_imported(repo, capfd):
     repo.write("a_crash.py", "1 / 0\n")
     repo.write("a_latin.py", "")
     (repo.folder / "models/a_latin.py").write_bytes(b"# Netz gr\xf6\xdfer\n")
-    repo.write("a_loop.py", "from registry import MODELS\nfor name in ('A', 'B'):\n    MODELS.register_module(name)(object)\n")
+    repo.write("a_loop.py", LOOP.format(names="'A', 'B'"))
     repo.write(".ipynb_checkpoints/net-checkpoint.py", PLAIN.format(name="Net"))
     assert repo.find("Net").__module__ == "models.net"
     assert repo.imported() == {"net"}
@@ -186,17 +198,18 @@ def test_broken_file_of_a_model_that_cannot_be_told(repo):
 @pytest.mark.parametrize("second", [
     PLAIN.format(name="Net"),
     "from registry import MODELS\ndef Net(): pass\nMODELS.register_module(module=Net)\n",
-    "from registry import MODELS\nfor name in ('Net', 'Nut'):\n    MODELS.register_module(name)(object)\n",
+    LOOP.format(names="'Net', 'Nut'"),
 ])
 def test_two_files_with_one_name(repo, second):
     repo.write("net.py", PLAIN.format(name="Net"))
     repo.write("folder/copy.py", second)
-    assert repo.mistake("Net") == "models/folder/copy.py and models/net.py both register the model Net: rename one of them."
+    assert repo.mistake("Net") == ("models/folder/copy.py and models/net.py both register the model Net: "
+                                   "rename one of them.")
 
 
 def test_unknown_model(repo):
     repo.write("net.py", PLAIN.format(name="NoiseNet"))
-    repo.write("loop.py", "from registry import MODELS\nfor n in (1, 2):\n    MODELS.register_module(f'Loop{n}')(object)\n")
+    repo.write("loop.py", LOOP.format(names="'Loop' + n for n in '12'"))
     assert repo.mistake("noisnet") == ("--model noisnet: models/ registers no such model. Did you mean NoiseNet? "
                                        "Known: Loop1, Loop2, NoiseNet.")
     assert "Did you mean Loop2?" in repo.mistake("loop_2")
@@ -240,9 +253,10 @@ FLAGS = """
 
     @MODELS.register_module()
     class Net:
-        def __init__(self, count: int, word, rate: float = 0.5, name: str = "50% grey", deep: bool = False, wide: bool = True,
-                     limit: Optional[int] = None, path: "str | None" = None, kind: Literal["a", "b"] = "a",
-                     side: Literal[7, 14] = 7, taste: Optional[Literal["x", "y"]] = "x", sizes: List[int] = (1, 2),
+        def __init__(self, count: int, word, rate: float = 0.5, name: str = "50% grey", deep: bool = False,
+                     wide: bool = True, limit: Optional[int] = None, path: "str | None" = None,
+                     kind: Literal["a", "b"] = "a", side: Literal[7, 14] = 7,
+                     taste: Optional[Literal["x", "y"]] = "x", sizes: List[int] = (1, 2),
                      weights: Optional[list[float]] = None, plain=3, plain_bool=False, plain_list=[1.5], nothing=None,
                      either: Union[int, str] = "auto", table: Dict[str, int] = {{}}, odd: "Unknown" = 4,
                      image_size: int = 224, edge_mask_width: int = 3, **kwargs):
@@ -260,16 +274,17 @@ def flags(repo, request):
 
 def test_defaults(flags):
     assert flags("--edge_mask_width 9") == dict(
-        count=4, word="ab", rate=0.5, name="50% grey", deep=False, wide=True, limit=None, path=None, kind="a", side=7, taste="x",
-        sizes=(1, 2), weights=None, plain=3, plain_bool=False, plain_list=[1.5], nothing=None, either="auto", odd=4,
-        image_size=512, edge_mask_width=9)
+        count=4, word="ab", rate=0.5, name="50% grey", deep=False, wide=True, limit=None, path=None, kind="a", side=7,
+        taste="x", sizes=(1, 2), weights=None, plain=3, plain_bool=False, plain_list=[1.5], nothing=None,
+        either="auto", odd=4, image_size=512, edge_mask_width=9)
 
 
 @pytest.mark.parametrize("line, key, value", [
     ("--rate 1e-3", "rate", 1e-3), ("--name=x", "name", "x"), ("--name none", "name", "none"),
     ("--deep", "deep", True), ("--deep true", "deep", True), ("--deep=false", "deep", False),
     ("--no-wide", "wide", False), ("--wide False", "wide", False), ("--no-deep", "deep", False),
-    ("--limit 5", "limit", 5), ("--limit none", "limit", None), ("--path None", "path", None), ("--path a/b", "path", "a/b"),
+    ("--limit 5", "limit", 5), ("--limit none", "limit", None),
+    ("--path None", "path", None), ("--path a/b", "path", "a/b"),
     ("--kind b", "kind", "b"), ("--side 14", "side", 14), ("--taste none", "taste", None), ("--taste y", "taste", "y"),
     ("--sizes 3 4 5", "sizes", [3, 4, 5]), ("--weights 1 .5", "weights", [1.0, 0.5]),
     ("--plain 5", "plain", 5), ("--plain_bool", "plain_bool", True), ("--plain_list 2 3", "plain_list", [2.0, 3.0]),
@@ -312,7 +327,7 @@ def test_missing_flags(flags, repo):
 
 def test_parameter_that_cannot_be_a_flag(repo):
     repo.write("net.py", "from registry import MODELS\n@MODELS.register_module()\ndef Net(table: dict): pass\n")
-    with pytest.raises(repo.registry.UserError, match=r"models/net.py: parameter 'table' of Net .* can't become a flag"):
+    with pytest.raises(repo.registry.UserError, match="models/net.py: parameter 'table' of Net .* can't become a flag"):
         repo.parse("--model Net")
 
 
@@ -323,25 +338,52 @@ def test_wrong_flag_of_the_script_needs_no_model(repo):
     assert not repo.imported()
 
 
+GOOGLE = """A net.
+
+    Args:
+        size: side of the window,
+            in % of the image
+        rate (float, optional): a rate
+
+    Returns:
+        size: not this one
+"""
+NUMPY = """A net.
+
+    Parameters
+    ----------
+    size : int
+        side of the window,
+        in % of the image
+    rate : float, optional
+        a rate
+
+    Returns
+    -------
+    nothing
+"""
+SPHINX = """A net.
+
+    :param size: side of the window,
+        in % of the image
+    :param float rate: a rate
+    :returns: nothing
+"""
+
+
 @pytest.mark.parametrize("cls_doc, init_doc", [
-    ("A net.\n\n    Args:\n        size: side of the window,\n            in % of the image\n        rate (float, optional): a rate\n\n    Returns:\n"
-     "        size: wrong", ""),
-    ("A net.", "Build it.\n\n        Args:\n            size (int): side of the window,\n                in % of the image\n            rate: a rate"),
-    ("A net.\n\n    Parameters\n    ----------\n    size : int\n        side of the window,\n        in % of the image\n    rate : float, optional\n"
-     "        a rate\n", ""),
-    ("A net.\n\n    :param size: side of the window,\n        in % of the image\n    :param float rate: a rate\n    :returns: nothing", ""),
+    (GOOGLE, ""), ("A net.", GOOGLE), (NUMPY, ""), ("", NUMPY), (SPHINX, None), (None, SPHINX),
 ])
 def test_help_from_docstrings(repo, cls_doc, init_doc):
-    repo.write("net.py", f'''
-from registry import MODELS
+    class Net:
+        __doc__ = cls_doc
 
-@MODELS.register_module()
-class Net:
-    """{cls_doc}"""
-    def __init__(self, size: int, rate: float = 0.5, bare: int = 1):
-        """{init_doc}"""
-''')
-    assert repo.registry.parameter_help(repo.find("Net")) == {"size": "side of the window, in % of the image", "rate": "a rate"}
+        def __init__(self, size: int, rate: float = 0.5, bare: int = 1):
+            pass
+
+        __init__.__doc__ = init_doc
+
+    assert repo.registry.parameter_help(Net) == {"size": "side of the window, in % of the image", "rate": "a rate"}
 
 
 def test_help(repo, capsys):
@@ -355,7 +397,8 @@ def test_help(repo, capsys):
         repo.parse("--model Net --help")
     both = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0 and "--if_resizing" in both and "flags of Net (models/net.py)" in both
-    assert "--count COUNT (required)" in both and "(default: 50% grey)" in both and "--no-deep" in both and "{a,b}" in both
+    for text in "--count COUNT (required)", "(default: 50% grey)", "--no-deep", "{a,b}":
+        assert text in both
     with pytest.raises(repo.registry.UserError, match="registers no such model"):
         repo.parse("--model Nat --help")
 
@@ -382,14 +425,11 @@ def test_errors_are_one_line(repo, capsys, monkeypatch):
         run(lambda: fail("x"))
 
 
-@pytest.mark.parametrize("command, message", [
-    (("train.py", "--model", "MyModl", "--data_path", "x"), "Did you mean MyModel?"),
-    (("registry.py", "--model", "MyModel", "--kernl_size", "3"), "Did you mean --kernel_size?"),
-])
-def test_mistakes_in_real_scripts(tmp_path, command, message):
-    done = run_script(*command, cwd=tmp_path)
+def test_mistake_in_a_script(tmp_path):
+    done = run_script("train.py", "--model", "MyModel", "--data_path", "x", "--kernl_size", 3, cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr == ("error: --kernl_size: neither train.py nor the model MyModel has this flag. "
+                           "Did you mean --kernel_size?\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -402,7 +442,8 @@ def test_models_of_this_repository():
 
     told = [registry.registered_names(path.read_bytes()) for path in registry.model_files()]
     assert all(complete for _, complete in told)
-    assert set().union(*(names for names, _ in told)) >= {"MVSSNet", "Cat_Net", "IML_ViT", "ObjectFormer", "MyModel", "MyConvNeXt"}
+    names = set().union(*(names for names, _ in told))
+    assert names >= {"MVSSNet", "Cat_Net", "IML_ViT", "ObjectFormer", "MyModel", "MyConvNeXt"}
 
 
 def test_list_one_model(tmp_path):
@@ -423,9 +464,12 @@ LISTED = """
             self.linear = torch.nn.Linear(width, 1000)
             self.fixed = torch.nn.Parameter(torch.zeros(5), requires_grad=False)
         def forward(self, image, mask, label, shape, original_shape, origin_shape, edge_mask, shape_mask, name, extra):
-            assert image.shape[1:] == (3, 32, 32) and mask.shape == edge_mask.shape == shape_mask.shape == (1, 1, 32, 32)
+            assert image.shape == (1, 3, 32, 32)
+            assert mask.shape == edge_mask.shape == shape_mask.shape == (1, 1, 32, 32)
             assert label.shape == (1,) and shape.shape == (1, 2) and name[0].endswith(".jpg") and extra.shape == (1, 3)
-            self.linear(self.linear(torch.zeros(50, 1000, device=image.device)))
+            self.linear(self.linear(torch.zeros(50, 1000)))  # 0.2 GFLOPs
+            queries = torch.zeros(1, 8, 512, 64)  # 0.54 GFLOPs
+            torch.nn.functional.scaled_dot_product_attention(queries, queries, queries)
 
     def post(data_dict, width: int = 0):
         data_dict["extra"] = torch.full((3,), width)
@@ -471,20 +515,36 @@ def test_list_all_models(tmp_path):
         (tmp_path / "models" / copy).write_text(textwrap.dedent(PLAIN.format(name="Twice")))
     (tmp_path / "models/broken.py").write_text("def f(:\n")
 
-    def list_models(*flags):
-        return subprocess.run([sys.executable, str(tmp_path / "registry.py"), "--image_size", "32", *flags], cwd=ROOT,
-                              capture_output=True, text=True)
-
-    done = list_models()
+    command = [sys.executable, "registry.py", "--image_size", "32"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[3:])
     assert "32x32" in done.stdout.splitlines()[0]
-    assert lines["Meta"].split() == lines["Values"].split() == ["models/nets.py", "1,001,005", "1,001,000", "0.20"]
-    assert lines["Needs"] == "models/nets.py  needs --path --count: list it alone, with `--model Needs` and these flags."
+    assert lines["Meta"].split() == lines["Values"].split() == ["models/nets.py", "1,001,005", "1,001,000", "0.74"]
+    assert lines["Needs"].endswith("  needs --path --count: list it alone, with `--model Needs` and these flags.")
     assert lines["Refuses"] == "models/nets.py  --image_size 32: too small."
     assert lines["Fails"].startswith("models/nets.py  RuntimeError: ")
     assert "models/a.py and models/b.py both register the model Twice" in lines["Twice"]
     assert lines["models/broken.py"].startswith("line 1 can't be imported: SyntaxError")
 
-    done = list_models("--model", "Refuses", "Fails")
-    assert done.returncode == 1 and done.stderr == "error: no model could be measured, the lines above say why.\n"
+
+@pytest.mark.parametrize("argv, message", [
+    ([], "models/ holds no model."),
+    (["--model", "A", "B"], "no model could be measured, the lines above say why."),
+    (["--model", "A"], "the following arguments are required: --size. registry.py --help lists the flags."),
+    (["--model", "A", "Bb"], "--model Bb: models/ registers no such model. Did you mean B? Known: A, B."),
+])
+def test_nothing_to_list(repo, argv, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["registry.py", *argv])
+    if argv:
+        repo.write("ab.py", """
+            from registry import MODELS
+
+            @MODELS.register_module("A")
+            @MODELS.register_module("B")
+            def build(size: int):
+                pass
+        """)
+    with pytest.raises(SystemExit) as end:
+        repo.registry.run(repo.registry.main)
+    assert end.value.code == 1 and capsys.readouterr().err == f"error: {message}\n"

@@ -164,7 +164,7 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(pictures, tmp_path, m
 def random_net(pictures, output, *more):
     """The command line of a run with dropout and batch norm."""
     return ["train.py", "--model", "RandomNet", "--data_path", pictures / "set.json", "--test_data_path", pictures, "--epochs", 4, "--test_period", 1,
-            "--batch_size", 4, "--lr", 0.02, "--warmup_epochs", 1, "--output_dir", output, *SMALL, *more]
+            "--batch_size", 4, "--lr", 0.02, "--warmup_epochs", 1, "--metrics", "PixelAUC", "--output_dir", output, *SMALL, *more]
 
 
 @pytest.mark.parametrize("stop", ["after epoch 1 was saved", "before epoch 2 is saved"])
@@ -195,14 +195,16 @@ def test_stopped_and_resumed_equals_an_uninterrupted_run(pictures, tmp_path, mon
     assert [line for line in done.stdout.splitlines() if line.startswith("best ")][0].endswith(f"checkpoint-{first['best']['epoch']}.pth")
 
 
-def test_resume_takes_weights_alone_and_says_what_changed(pictures, tmp_path, run):
+def test_resume_takes_weights_alone_keeps_the_best_and_says_what_changed(pictures, tmp_path, run):
+    """With a learning rate of 0 every epoch scores the same, so the first stays the best."""
     torch.save({"model": weights(run[0] / "checkpoint-4.pth")}, tmp_path / "weights.pth")
-    flags = ["--model", "MyModel", "--data_path", pictures, "--output_dir", tmp_path / "out", *SMALL]
-    done = run_here("train.py", "--resume", tmp_path / "weights.pth", "--epochs", 1, "--lr", 0, *flags)
+    flags = ["--model", "MyModel", "--data_path", pictures, "--test_data_path", pictures, "--lr", 0, "--output_dir", tmp_path / "out", *SMALL]
+    done = run_here("train.py", "--resume", tmp_path / "weights.pth", "--epochs", 1, *flags)
     assert done.returncode == 0 and "holds no optimizer, so training starts at epoch 0" in done.stdout, done.stderr
     assert equal(weights(tmp_path / "out" / "checkpoint-0.pth"), weights(run[0] / "checkpoint-4.pth"))
-    done = run_here("train.py", "--resume", "auto", "--epochs", 2, "--lr", 0.1, *flags)
-    assert done.returncode == 0 and "note: --lr was 0.0 in checkpoint-0.pth and is 0.1 now" in done.stdout, done.stderr
+    done = run_here("train.py", "--resume", "auto", "--epochs", 3, "--weight_decay", 0.1, *flags)
+    assert done.returncode == 0 and "note: --weight_decay was 0.05 in checkpoint-0.pth and is 0.1 now" in done.stdout, done.stderr
+    assert saved(tmp_path / "out") == [0, 2] and "at epoch 0, in " in done.stdout
 
 
 @pytest.mark.slow
@@ -217,10 +219,10 @@ def test_kill_9_at_random_moments(pictures, repository, tmp_path):
         for line in process.stdout:
             if line.startswith(f"Epoch: [{int(40 * share)}]"):
                 break
-        time.sleep(random.uniform(0, 0.5))
+        time.sleep(random.uniform(0, 0.15))  # an epoch or two: anywhere in training, evaluating and saving
         process.send_signal(signal.SIGKILL)
         process.stdout.close()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     done = run_script(*random_net(pictures, killed, *more), cwd=tmp_path, root=repository)
     assert done.returncode == 0 and "resumed from" in done.stdout, done.stderr
     assert equal(weights(straight / "checkpoint-39.pth"), weights(killed / "checkpoint-39.pth"))
@@ -256,11 +258,13 @@ def test_two_processes(tmp_path, repository):
     assert done.returncode == 0 and "random states start anew" not in done.stdout, done.stderr
     assert equal(weights(straight / "checkpoint-3.pth"), weights(resumed / "checkpoint-3.pth"))
     assert rows(straight)[2:] == rows(resumed)
-    done = run_here("test.py", "--model", "RandomNet", "--test_data_json", pictures, "--checkpoint_path", straight / "checkpoint-3.pth",
-                    "--output_dir", tmp_path / "test", *SMALL)
+    done = run_here("test.py", "--model", "RandomNet", "--test_data_json", pictures, "--checkpoint_path", straight,
+                    "--metrics", "PixelAUC", "--output_dir", tmp_path / "test", *SMALL)
     assert done.returncode == 0, done.stderr
-    tested = json.loads((tmp_path / "test" / "pictures" / "log.txt").read_text())
-    assert tested["test_pixel-level F1"] == pytest.approx(rows(straight)[-1]["test_pixel-level F1"], abs=1e-6)
+    tested, trained = rows(tmp_path / "test" / "pictures"), rows(straight)
+    assert [row["epoch"] for row in tested] == [0, 2, 3]
+    for row in tested:
+        assert row["test_pixel-level AUC"] == pytest.approx(trained[row["epoch"]]["test_pixel-level AUC"], abs=1e-6)
 
 
 def test_learning_rate_rises_and_falls_to_its_ends():
