@@ -5,8 +5,9 @@
     python data.py check my_set.json other_set                                 # find every fault before a run does
     python data.py resize my_set my_set_1024 --long_side 1024                  # shrink pictures and masks
 
-This file holds what a run uses: reading files, pairing, datasets, loaders, augmentations, attacks. The four commands are in prepare.py,
-which no run imports. Workers hand over uint8 pictures and masks; `to_device` is the one place that normalises them.
+This file holds what a run uses: reading files, pairing, datasets, loaders, augmentations, attacks. The four commands
+are in prepare.py, which no run imports. Workers hand over uint8 pictures and masks; `to_device` is the one place that
+normalises them.
 """
 import concurrent.futures
 import contextlib
@@ -22,7 +23,7 @@ import time
 import zipfile
 from pathlib import Path
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations asks the network for its newest version otherwise
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else albumentations asks the network for its newest version
 
 import albumentations as albu
 import cv2
@@ -49,14 +50,15 @@ def read_bytes(path):
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}. Mend the path or the file, or take it out of the dataset.") from None
+        raise UserError(f"{path}: {error.strerror or error}. "
+                        "Mend the path or the file, or take it out of the dataset.") from None
     if not len(data):
         raise UserError(f"{path} is empty (0 bytes): copy it anew or take it out of the dataset.")
     return data
 
 
 def is_complete(data):
-    """Tell whether a JPEG or PNG ends as it should; OpenCV fills the missing rest of a truncated JPEG without a word."""
+    """Tell whether a JPEG or PNG ends as it should; OpenCV silently fills the missing rest of a truncated JPEG."""
     head, tail = data[:4].tobytes(), data[-64:].tobytes()
     if head.startswith(b"\xff\xd8"):
         return tail.rstrip(b"\0").endswith(b"\xff\xd9")
@@ -84,7 +86,8 @@ def decode(path, data, flags, mode):
         return np.asarray(Image.open(io.BytesIO(data)).convert(mode))
     except Exception as error:  # PIL raises many types; each means that this file can't be decoded
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{path} can't be decoded, it is broken or truncated ({reason}): copy it anew or take it out.") from None
+        raise UserError(f"{path} can't be decoded, it is broken or truncated ({reason}): "
+                        "copy it anew or take it out.") from None
 
 
 def read_image(path, turn=False):
@@ -113,8 +116,8 @@ def read_mask(path):
 def read_pair(image_path, mask_path):
     """Read a picture and its mask (None: authentic) and return (image, mask, turned).
 
-    EXIF orientation is applied to neither, unless only the turned picture has the size of its mask (`turned` is True then).
-    Raises UserError with both paths where no choice makes the sizes agree.
+    EXIF orientation is applied to neither, unless only the turned picture has the size of its mask (`turned` is True
+    then). Raises UserError with both paths where no choice makes the sizes agree.
     """
     image = read_image(image_path)
     if mask_path is None:
@@ -125,8 +128,9 @@ def read_pair(image_path, mask_path):
     turned = read_image(image_path, turn=True)
     if mask.shape == turned.shape[:2]:
         return turned, mask, True
-    raise UserError(f"{image_path} is {image.shape[0]}x{image.shape[1]} pixels (height x width) but its mask {mask_path} is "
-                    f"{mask.shape[0]}x{mask.shape[1]}: mend or remove the pair (`python data.py check` finds all such pairs).")
+    raise UserError(f"{image_path} is {image.shape[0]}x{image.shape[1]} pixels (height x width) but its mask "
+                    f"{mask_path} is {mask.shape[0]}x{mask.shape[1]}: mend or remove the pair "
+                    "(`python data.py check` finds all such pairs).")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,7 +245,7 @@ def pair_by_name(images, masks):
 
 
 class PackedStrings:
-    """A list of strings in two tensors. Forked workers share them, where a list of str would be copied as it is looked at."""
+    """A list of strings in two tensors, which forked workers share; a list of str would be copied as it is read."""
 
     def __init__(self, strings):
         self.bytes = torch.frombuffer(bytearray(os.fsencode("\0".join(["", *strings, ""]))), dtype=torch.uint8)
@@ -260,7 +264,8 @@ def read_json(path):
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. Mend it there.") from None
+        raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
+                        "Mend it there.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read: {error}.") from None
     if not content or not isinstance(content, (list, dict)):
@@ -281,13 +286,13 @@ def dataset_kind(path):
 
 
 def read_dataset(path):
-    """Return (kind, content) of a path: its `dataset_kind`, and what the JSON holds, None for a folder. Raises UserError."""
+    """Return (kind, content) of a path: `dataset_kind`, and what its JSON holds or None for a folder; or UserError."""
     path = Path(path)
     if path.is_dir():
         have = [name for name in ("Tp", "Gt") if (path / name).is_dir()]
         if len(have) == 1:
-            raise UserError(f"{path} has {have[0]}/ but no {'Gt' if have == ['Tp'] else 'Tp'}/: a dataset folder needs both, pictures in "
-                            "Tp/ and masks in Gt/.")
+            raise UserError(f"{path} has {have[0]}/ but no {'Gt' if have == ['Tp'] else 'Tp'}/: "
+                            "a dataset folder needs both, pictures in Tp/ and masks in Gt/.")
         return ("ManiDataset" if have else "FolderDataset"), None
     if not path.exists():
         raise UserError(f"{path}: no such file or folder. Give a folder with Tp/ and Gt/, or a JSON file.")
@@ -300,7 +305,7 @@ def read_dataset(path):
             raise UserError(f"{path}: the value of {wrong[0]!r} is no path. {JSON_FORMS}")
         return "several", content
     for position, item in enumerate(content):
-        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], str) and all(item)):
+        if not (isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) and text for text in item)):
             raise UserError(f"{path}: item {position} is {json.dumps(item)[:80]}, not a pair of strings. {JSON_FORMS}")
     sets = [item[0] in ("ManiDataset", "JsonDataset") for item in content]
     if any(sets) and not all(sets):
@@ -317,16 +322,16 @@ def exists(path):
 
 
 def beside(json_path, path):
-    """Return a path that a JSON gives: taken from the JSON's own folder if it is there, else from the working directory."""
+    """Return a path that a JSON gives: taken from the JSON's folder if it is there, else from the working directory."""
     near = os.path.join(os.path.dirname(os.path.abspath(json_path)), path)
     return near if os.path.exists(near) else path
 
 
 def find_pairs(path):
-    """Return (names, image_paths, mask_paths) of a dataset of any kind but `several`; mask path "" = authentic or unlabelled.
+    """Return (names, image_paths, mask_paths) of one dataset; mask path "" = authentic or unlabelled.
 
-    `names` are the pictures as listed: below Tp/ or the folder, or the JSON's own text. Raises UserError for extra pictures or masks,
-    and for missing files.
+    The kinds are ManiDataset, JsonDataset and FolderDataset. `names` are the pictures as listed: below Tp/ or the
+    folder, or the JSON's own text. Raises UserError for other kinds, extra pictures or masks, and missing files.
     """
     kind, content = read_dataset(path)
     if kind == "ManiDataset":
@@ -339,7 +344,8 @@ def find_pairs(path):
         if lone_pictures or lone_masks:
             raise UserError(f"{path}: " + " and ".join(
                 f"{len(lone)} {what}: {', '.join(lone[:10])}{' ...' if len(lone) > 10 else ''}"
-                for lone, what in ((lone_pictures, "pictures in Tp/ without a mask in Gt/"), (lone_masks, "masks without a picture")) if lone)
+                for lone, what in ((lone_pictures, "pictures in Tp/ without a mask in Gt/"),
+                                   (lone_masks, "masks without a picture")) if lone)
                 + ". Add what is missing or move these files away.")
         names = [os.path.join(path, "Tp", image) for image, _ in pairs]
         images, masks = names, [os.path.join(path, "Gt", mask) for _, mask in pairs]
@@ -363,9 +369,11 @@ def find_pairs(path):
         del content
         if missing:
             raise UserError(f"{path} names {len(missing)} files that do not exist: {', '.join(missing[:5])}"
-                            f"{' ...' if len(missing) > 5 else ''}. Relative paths are taken from the JSON's folder, then from the working directory.")
+                            f"{' ...' if len(missing) > 5 else ''}. Relative paths are taken from the JSON's folder, "
+                            "then from the working directory.")
     else:
-        raise UserError(f"{path}: a {'JSON of several sets' if kind == 'several' else kind} can't be used here. Give one dataset.")
+        raise UserError(f"{path}: a {'JSON of several sets' if kind == 'several' else kind} can't be used here. "
+                        "Give one dataset.")
     if not names:
         raise UserError(f"{path} holds no picture ({' '.join(sorted(IMAGE_SUFFIXES))}).")
     return names, images, masks
@@ -374,7 +382,8 @@ def find_pairs(path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Scan: what every file of a dataset is, read once and remembered
 
-SCAN_DTYPE = np.dtype([("size", "i8"), ("mtime", "i8"), ("digest", "S32"), ("height", "i4"), ("width", "i4"), ("orientation", "i2")])
+SCAN_DTYPE = np.dtype([("size", "i8"), ("mtime", "i8"), ("digest", "S32"), ("height", "i4"), ("width", "i4"),
+                       ("orientation", "i2")])
 
 
 def scan_file(path):
@@ -401,8 +410,8 @@ def scan_file(path):
 def scan(path, files):
     """Return one SCAN_DTYPE row for each of `files`, a dataset's pictures and masks.
 
-    Rows are kept in `.<name>.scan.npz` beside the dataset (inside it, for a folder), and a file is read anew when its size or time of
-    change differs. The cache is a convenience: where it can't be written the scan works all the same.
+    Rows are kept in `.<name>.scan.npz` beside the dataset (inside it, for a folder), and a file is read anew when its
+    size or time of change differs. The cache is a convenience: where it can't be written the scan works all the same.
     """
     path = Path(path)
     cache = path / ".scan.npz" if path.is_dir() else path.with_name(f".{path.name}.scan.npz")
@@ -426,7 +435,7 @@ def scan(path, files):
     if len(stale):
         start = time.time()
         with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for done in range(0, len(stale), 1000):  # one by one the pool would hold an object for each of millions of files
+            for done in range(0, len(stale), 1000):  # all at once, the pool would hold an object for each of millions
                 some = stale[done:done + 1000]
                 rows[some] = list(pool.map(lambda i: scan_file(files[i]), some))
                 if time.time() - start > 5:
@@ -443,14 +452,16 @@ def scan(path, files):
 
 
 def check_sizes(image_paths, mask_paths, image_rows, mask_rows):
-    """Raise UserError where a mask's size fits its picture neither as stored nor as turned by EXIF; all such pairs are counted."""
+    """Raise UserError, with their number, where masks fit their pictures neither as stored nor as EXIF turns these."""
     same = (image_rows["height"] == mask_rows["height"]) & (image_rows["width"] == mask_rows["width"])
-    turned = (image_rows["height"] == mask_rows["width"]) & (image_rows["width"] == mask_rows["height"]) & (image_rows["orientation"] > 4)
+    swapped = (image_rows["height"] == mask_rows["width"]) & (image_rows["width"] == mask_rows["height"])
+    turned = swapped & (image_rows["orientation"] > 4)
     wrong = np.flatnonzero(~(same | turned))
     if len(wrong):
         i = wrong[0]
-        raise UserError(f"{len(wrong)} masks differ in size from their pictures, first {image_paths[i]} ({image_rows['height'][i]}x"
-                        f"{image_rows['width'][i]} pixels, height x width) and {mask_paths[i]} ({mask_rows['height'][i]}x{mask_rows['width'][i]}): "
+        raise UserError(f"{len(wrong)} masks differ in size from their pictures, first {image_paths[i]} "
+                        f"({image_rows['height'][i]}x{image_rows['width'][i]} pixels, height x width) and "
+                        f"{mask_paths[i]} ({mask_rows['height'][i]}x{mask_rows['width'][i]}): "
                         "mend or remove them (`python data.py check` lists all).")
 
 
@@ -461,28 +472,30 @@ def check_sizes(image_paths, mask_paths, image_rows, mask_rows):
 class PictureDataset(Dataset):
     """Pictures with masks, one sample a picture; the kinds below differ only in how they find the files.
 
-    A sample is a dict of NumPy arrays: image (S, S, 3) uint8 RGB, mask (S, S) uint8 0/1, edge_mask likewise if asked for, label, shape,
-    original_shape, origin_shape (see DESIGN: (H, W) of the valid area, of the file, after augmentation), name, index, and whatever the
-    model's post function adds.
+    A sample is a dict of NumPy arrays: image (S, S, 3) uint8 RGB, mask (S, S) uint8 0/1, edge_mask likewise if asked
+    for, label, shape, original_shape, origin_shape ((H, W) of the valid area, of the file, after augmentation), name,
+    index, and whatever the model's post function adds.
 
     Args:
         path: folder or JSON (see `open_dataset`)
         image_size: S in pixels
         padding: pad (and crop) to S x S instead of resizing
         edge_mask_width: width of the boundary band in pixels, None = no edge_mask
-        transform: albumentations pipeline for training, drawn anew for each (seed, epoch, picture) whatever the worker or rank
+        transform: albumentations pipeline for training, drawn anew for each (seed, epoch, picture) whatever the worker
+            or rank
         post_func: the model's post function
         attacks: list of (strength, transform); a sample is then a list with one dict per strength
         fingerprint: read all files and compute `fingerprint`; checks every file's header and the sizes of all pairs
     """
 
-    def __init__(self, path, image_size=512, padding=False, edge_mask_width=None, transform=None, post_func=None, attacks=None,
-                 seed=0, fingerprint=True):
-        self.path, self.image_size, self.padding, self.transform, self.post_func = str(path), image_size, padding, transform, post_func
-        self.attacks, self.seed = attacks, seed
-        self.edge_kernel = edge_mask_width and cv2.getStructuringElement(cv2.MORPH_CROSS, (edge_mask_width, edge_mask_width))
+    def __init__(self, path, image_size=512, padding=False, edge_mask_width=None, transform=None, post_func=None,
+                 attacks=None, seed=0, fingerprint=True):
+        self.path, self.image_size, self.padding, self.seed = str(path), image_size, padding, seed
+        self.transform, self.post_func, self.attacks = transform, post_func, attacks
+        cross = (edge_mask_width, edge_mask_width)
+        self.edge_kernel = edge_mask_width and cv2.getStructuringElement(cv2.MORPH_CROSS, cross)
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
-        self.said_crop = torch.tensor(os.environ.get("RANK", "0") != "0").share_memory_()  # said once, by one worker of rank 0
+        self.said_crop = torch.tensor(os.environ.get("RANK", "0") != "0").share_memory_()  # by one worker of rank 0
         names, images, masks = self.find(path)
         self.num_tampered = sum(map(bool, masks))
         self.fingerprint = self.compute_fingerprint(images, masks) if fingerprint else "not computed"
@@ -493,7 +506,7 @@ class PictureDataset(Dataset):
         return find_pairs(path)
 
     def compute_fingerprint(self, images, masks):
-        """Return 12 hexadecimal digits from the names, sizes and contents of all pairs, the same wherever the dataset lies."""
+        """Return 12 hexadecimal digits of the names, sizes and contents of all pairs, wherever the dataset lies."""
         tampered = [i for i, mask in enumerate(masks) if mask]
         rows = scan(self.path, [*images, *(masks[i] for i in tampered)])
         check_sizes([images[i] for i in tampered], [masks[i] for i in tampered], rows[tampered], rows[len(images):])
@@ -518,14 +531,16 @@ class PictureDataset(Dataset):
 
     def __getitem__(self, index):
         image, mask, turned = read_pair(self.images[index], self.masks[index] or None)
-        info = {"name": self.names[index], "path": self.images[index], "index": np.int64(index), "original_shape": np.array(image.shape[:2]),
+        info = {"name": self.names[index], "path": self.images[index], "index": np.int64(index),
+                "original_shape": np.array(image.shape[:2]),
                 "label": np.int64(bool(self.masks[index])), "pristine": not turned}
         if self.attacks is None:
             if self.transform is not None:
-                self.transform.set_random_seed(int(np.random.default_rng([self.seed, int(self.epoch), index]).integers(2**31)))
+                rng = np.random.default_rng([self.seed, int(self.epoch), index])
+                self.transform.set_random_seed(int(rng.integers(2**31)))
                 augmented = self.transform(image=image, mask=mask)
                 image, mask = augmented["image"], augmented["mask"]
-                info["label"] = np.int64(info["label"] or mask.any())  # an augmentation may tamper with an authentic picture
+                info["label"] = np.int64(info["label"] or mask.any())  # an augmentation may have tampered with it
                 info["pristine"] = False
             return self.finish(image, mask, info)
         file = os.path.basename(info["name"])
@@ -559,8 +574,8 @@ class PictureDataset(Dataset):
         height, width = pixels.shape[:2]
         if (height > size or width > size) and not self.said_crop:
             self.said_crop.fill_(True)
-            print(f"note: {name} is {height}x{width} pixels, larger than --image_size {size}: --if_padding crops it and others like it",
-                  flush=True)
+            print(f"note: {name} is {height}x{width} pixels, larger than --image_size {size}: --if_padding crops it "
+                  "and others like it", flush=True)
         padded = np.zeros((size, size, *pixels.shape[2:]), np.uint8)
         padded[:min(height, size), :min(width, size)] = pixels[:size, :size]
         return padded
@@ -584,8 +599,8 @@ class FolderDataset(PictureDataset):
 class BalancedDataset(PictureDataset):
     """A JSON list of ["ManiDataset" | "JsonDataset", path]: every epoch visits `sample_number` pictures of each set.
 
-    They are drawn without replacement and differently each epoch; of a smaller set every picture comes equally often, give or take one.
-    This is the sampling of IMDL-BenCo's Protocol-CAT, which draws with replacement.
+    They are drawn without replacement and differently each epoch; of a smaller set every picture comes equally often,
+    give or take one. IMDL-BenCo's Protocol-CAT draws as many, but with replacement.
     """
 
     def __init__(self, path, sample_number=1840, **kwargs):
@@ -599,7 +614,7 @@ class BalancedDataset(PictureDataset):
             if dataset_kind(member) != kind:
                 raise UserError(f"{path} calls {member} a {kind}, but it is a {dataset_kind(member)}. Mend the JSON.")
             for total, part in zip((names, images, masks), find_pairs(member)):
-                total += part
+                total.extend(part)
             self.ends.append(len(names))
         return names, images, masks
 
@@ -613,7 +628,8 @@ class BalancedDataset(PictureDataset):
         drawn = []
         for start, end in zip(self.ends, self.ends[1:]):
             rounds = -(-self.sample_number // (end - start))
-            drawn.append(start + np.concatenate([rng.permutation(end - start) for _ in range(rounds)])[:self.sample_number])
+            order = np.concatenate([rng.permutation(end - start) for _ in range(rounds)])
+            drawn.append(start + order[:self.sample_number])
         return rng.permutation(np.concatenate(drawn))
 
 
@@ -621,11 +637,12 @@ KINDS = {kind.__name__: kind for kind in (ManiDataset, JsonDataset, FolderDatase
 
 
 def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_number=1840, **options):
-    """Open the one dataset that a path means; `options` go to PictureDataset. `flag` names the command line's flag in errors."""
+    """Open the one dataset that a path means; `options` go to PictureDataset, errors name the command line's `flag`."""
     try:
         kind = dataset_kind(path)
         if kind not in allowed:
-            what = {"FolderDataset": "a folder without Tp/ and Gt/", "several": "a JSON of several sets"}.get(kind, f"a {kind}")
+            words = {"FolderDataset": "a folder without Tp/ and Gt/", "several": "a JSON of several sets"}
+            what = words.get(kind, f"a {kind}")
             raise UserError(f"{path} is {what}, which can't be used here. Give a {' or a '.join(allowed)}.")
         return KINDS[kind](path, **({"sample_number": sample_number} if kind == "BalancedDataset" else {}), **options)
     except UserError as error:
@@ -633,7 +650,7 @@ def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_numb
 
 
 def open_sets(path, flag, **options):
-    """Open one dataset or a JSON object of several; returns {name: dataset}. A single one is named after its file or folder."""
+    """Open one dataset, to be named after its file or folder, or a JSON object of several; return {name: dataset}."""
     try:
         several = os.path.exists(path) and dataset_kind(path) == "several"
     except UserError as error:
@@ -642,8 +659,10 @@ def open_sets(path, flag, **options):
         sets = read_json(path)
         for name in sets:
             if not name or name.startswith(".") or "/" in name or "\\" in name:
-                raise UserError(f"{flag} {path}: the set name {name!r} can't name a folder for its results. Use letters, digits, - and _.")
-        return {name: open_dataset(beside(path, member), f"{flag} {path}, set {name!r}", **options) for name, member in sets.items()}
+                raise UserError(f"{flag} {path}: the set name {name!r} can't name a folder for its results. "
+                                "Use letters, digits, - and _.")
+        return {name: open_dataset(beside(path, member), f"{flag} {path}, set {name!r}", **options)
+                for name, member in sets.items()}
     return {Path(path).resolve().stem or "test": open_dataset(path, flag, **options)}
 
 
@@ -654,8 +673,9 @@ def open_sets(path, flag, **options):
 class TrainBatches:
     """Batch sampler: every index of an epoch exactly once over all ranks, in batches as even as possible.
 
-    No batch exceeds `batch_size`, and all ranks make the same number of steps, as gradient averaging needs. Only where pictures can't be
-    dealt out evenly (fewer of them than steps x ranks) are the first ones visited twice. The order depends on (seed, epoch) alone.
+    No batch exceeds `batch_size`, and all ranks make the same number of steps, as gradient averaging needs. Only where
+    pictures can't be dealt out evenly (fewer of them than steps x ranks) are the first ones visited twice. The order
+    depends on (seed, epoch) alone.
     """
 
     def __init__(self, dataset, batch_size, seed, rank=0, world_size=1):
@@ -682,7 +702,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Batch sampler: the indices rank, rank + world_size, ... in order, none repeated and none dropped; a rank may have none."""
+    """Batch sampler: the indices rank, rank + world_size, ... in order, none repeated or dropped; maybe none at all."""
 
     def __init__(self, length, batch_size, rank=0, world_size=1):
         self.indices, self.batch_size = range(rank, length, world_size), batch_size
@@ -696,7 +716,7 @@ class EvalBatches:
 
 
 def collate(samples):
-    """Stack samples to a batch of tensors; samples that are lists (one dict per attack strength) become a list of batches."""
+    """Stack samples to a batch of tensors; lists of samples (one dict per attack strength) to a list of batches."""
     if isinstance(samples[0], list):
         return [default_collate(list(version)) for version in zip(*samples)]
     return default_collate(samples)
@@ -705,9 +725,10 @@ def collate(samples):
 def make_loader(dataset, batches, num_workers, pin_memory, persistent=False):
     """Return a DataLoader over a batch sampler; `persistent` workers outlive an epoch."""
     num_workers = min(num_workers, len(batches))
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, persistent_workers=persistent and num_workers > 0,
-                      pin_memory=pin_memory and torch.cuda.is_available(),
-                      generator=torch.Generator().manual_seed(0))  # its own, so that loading never disturbs the run's random states
+    generator = torch.Generator().manual_seed(0)  # its own, so that loading never disturbs the run's random states
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, generator=generator,
+                      persistent_workers=persistent and num_workers > 0,
+                      pin_memory=pin_memory and torch.cuda.is_available())
 
 
 def eval_loader(dataset, batch_size, num_workers, pin_memory, rank=0, world_size=1):
@@ -717,15 +738,22 @@ def eval_loader(dataset, batch_size, num_workers, pin_memory, rank=0, world_size
 
 @functools.lru_cache
 def normalisation(device):
-    """Return the (1, 3, 1, 1) mean of pixels in 0..255 and the factor after it; made once, since every new one stops the GPU's queue."""
+    """Return the (1, 3, 1, 1) mean of pixels in 0..255 and the factor after it.
+
+    They are made once per device, since every new tensor from the host stops the GPU's queue.
+    """
     mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     return mean.to(device), (1 / std).to(device)
 
 
 def to_device(batch, device, padding=False):
-    """Move a batch to the device and give it the types that models expect: image normalised float32 (B, 3, H, W), mask and edge_mask
-    float32 (B, 1, H, W); with `padding` also shape_mask. Other entries keep their types."""
-    batch = {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()}
+    """Move a batch to the device and give it the types that models expect.
+
+    image becomes normalised float32 (B, 3, H, W), mask and edge_mask float32 (B, 1, H, W); with `padding` there is also
+    shape_mask. Other entries keep their types.
+    """
+    batch = {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+             for key, value in batch.items()}
     mean, scale = normalisation(device)
     batch["image"] = batch["image"].permute(0, 3, 1, 2).contiguous().float().sub_(mean).mul_(scale)
     for key in ("mask", "edge_mask"):
@@ -746,11 +774,15 @@ def denormalise(image):
 
 
 def dataset_options(args, post_func, fingerprint):
-    """Return the keyword arguments that a script opens its datasets with; UserError unless one of the two fittings is chosen."""
+    """Return the keyword arguments that a script opens its datasets with.
+
+    Raises UserError unless one of the two fittings, resizing and padding, is chosen.
+    """
     if args.if_resizing == args.if_padding:
-        raise UserError("give exactly one of --if_resizing (resize to --image_size) and --if_padding (pad with black, crop what is larger).")
-    return dict(image_size=args.image_size, padding=args.if_padding, edge_mask_width=args.edge_mask_width, post_func=post_func, seed=args.seed,
-                fingerprint=fingerprint and not args.no_fingerprint)
+        raise UserError("give exactly one of --if_resizing (resize to --image_size) and --if_padding (pad with black, "
+                        "crop what is larger).")
+    return dict(image_size=args.image_size, padding=args.if_padding, edge_mask_width=args.edge_mask_width,
+                post_func=post_func, seed=args.seed, fingerprint=fingerprint and not args.no_fingerprint)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -30,27 +30,33 @@ from registry import UserError
 def init(args):
     """Join torchrun's process group, if there is one, and return this process's torch.device.
 
-    `--device cuda` (the default) falls back to the CPU with one line where there is no GPU; a numbered GPU that isn't there is an error.
+    `--device cuda` (the default) falls back to the CPU with one line where there is no GPU; a numbered GPU that isn't
+    there is an error.
     """
     name, _, number = args.device.partition(":")
-    local_rank = int(os.environ.get("LOCAL_RANK", args.local_rank if args.local_rank is not None and args.local_rank >= 0 else 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", max(0, args.local_rank or 0)))
     distributed = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if name not in ("cuda", "cpu"):
         raise UserError(f"--device {args.device}: give cuda, cuda:<number> or cpu.")
+    if number and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"--device {args.device}: several processes can't share one GPU. Give --device cuda.")
     if name == "cuda" and not torch.cuda.is_available():
         if number:
-            raise UserError(f"--device {args.device}: this machine has no CUDA device that torch can use. Give --device cpu.")
+            raise UserError(f"--device {args.device}: this machine has no CUDA device that torch can use. "
+                            "Give --device cpu.")
         name = "cpu"
     if name == "cuda" and (int(number) if number.isdigit() else local_rank) >= torch.cuda.device_count():
-        raise UserError(f"--device {args.device}, process {local_rank}: this machine has {torch.cuda.device_count()} GPUs. "
-                        "Start as many processes as there are GPUs, or give a lower number.")
+        raise UserError(f"--device {args.device}, process {local_rank}: this machine has {torch.cuda.device_count()} "
+                        "GPUs. Start as many processes as there are GPUs, or give a lower number.")
     device = torch.device(name, (int(number) if number.isdigit() else local_rank) if name == "cuda" else None)
     if name == "cuda":
         torch.cuda.set_device(device)
     if distributed:
         # The first reading of a large dataset happens on rank 0 alone, while the others wait here: hence hours.
-        dist.init_process_group("nccl" if name == "cuda" else "gloo", init_method=args.dist_url, timeout=datetime.timedelta(hours=4),
-                                rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+        dist.init_process_group("nccl" if name == "cuda" else "gloo", init_method=args.dist_url,
+                                timeout=datetime.timedelta(hours=4), rank=int(os.environ["RANK"]),
+                                world_size=int(os.environ["WORLD_SIZE"]),
+                                device_id=device if name == "cuda" else None)
     if name == "cpu" and args.device == "cuda":
         say("no CUDA device: running on the CPU")
     if args.world_size not in (None, world_size()):
@@ -79,12 +85,6 @@ def say(*words):
         print(*words, flush=True)
 
 
-def barrier():
-    """Wait for all processes."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 def gather(value):
     """Return the list of all ranks' picklable values, on every rank."""
     if world_size() == 1:
@@ -96,9 +96,10 @@ def gather(value):
 
 @contextlib.contextmanager
 def together():
-    """Make a UserError of one rank, which alone reads or writes something in this block, end all ranks: the others would wait for it in vain.
+    """Make a UserError of one rank, which alone reads or writes something in this block, end all ranks.
 
-    Only the first of the ranks that met one raises it, so that it is printed once. There may be no other exchange within the block.
+    The others would wait for it in vain. Only the first of the ranks that met one raises it, so that it is printed
+    once. There may be no other exchange within the block.
     """
     mistake = None
     try:
@@ -125,7 +126,7 @@ def cleanup():
 
 
 def wrap(model, device, find_unused_parameters=False):
-    """Return the model for training: itself, or under DistributedDataParallel (with synchronised batch norm on CUDA)."""
+    """Return the model for training: itself, or under DistributedDataParallel, on CUDA with synchronised batch norm."""
     if world_size() == 1:
         return model
     # Strides of a depthwise kernel (C, 1, k, k) can be written in two ways; torch tells the user, who can't change it.
@@ -137,7 +138,10 @@ def wrap(model, device, find_unused_parameters=False):
 
 
 def share_buffers(model):
-    """Give every rank rank 0's buffers, which checkpoints hold: batch norm's statistics of the ranks differ where they aren't synchronised."""
+    """Give every rank rank 0's buffers, which checkpoints hold.
+
+    Where batch norm isn't synchronised, its statistics differ between the ranks.
+    """
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -148,7 +152,10 @@ def share_buffers(model):
 
 
 def seed_everything(seed):
-    """Seed Python, NumPy and torch, each rank differently. The order of pictures and augmentations have seeds of their own (data.py)."""
+    """Seed Python, NumPy and torch, each rank differently.
+
+    The order of pictures and the augmentations have seeds of their own (data.py).
+    """
     random.seed(seed + rank())
     np.random.seed((seed + rank()) % 2**32)
     torch.manual_seed(seed + rank())
@@ -157,7 +164,8 @@ def seed_everything(seed):
 def random_states():
     """Return this process's random states in plain types and tensors."""
     name, keys, *rest = np.random.get_state()
-    states = {"python": random.getstate(), "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest), "torch": torch.get_rng_state()}
+    states = {"python": random.getstate(), "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+              "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
@@ -187,7 +195,8 @@ def make_output_dir(path, flag="--output_dir"):
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise UserError(f"{flag} {path}: can't be written to ({error.strerror}). Give a folder that you may write to.") from None
+            raise UserError(f"{flag} {path}: can't be written to ({error.strerror}). "
+                            "Give a folder that you may write to.") from None
     return path
 
 
@@ -205,7 +214,8 @@ def write_atomically(path, write):
 
 def json_line(record):
     """Return a dict as one line of JSON; NaN and infinity, which JSON doesn't know, become null."""
-    return json.dumps({key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in record.items()}) + "\n"
+    return json.dumps({key: None if isinstance(value, float) and not np.isfinite(value) else value
+                       for key, value in record.items()}) + "\n"
 
 
 def append_line(path, record):
@@ -233,10 +243,10 @@ def write_csv(path, rows):
 def start_testing(args, model_args):
     """Make the folders of a test script, print what runs, seed; return (output_dir, log_dir)."""
     with together():
-        output_dir, log_dir = make_output_dir(args.output_dir), make_output_dir(args.log_dir or args.output_dir, "--log_dir")
+        output_dir = make_output_dir(args.output_dir)
+        log_dir = make_output_dir(args.log_dir or args.output_dir, "--log_dir")
     if any((output_dir / name).exists() for name in ("results.csv", "pred")):
         say(f"note: {output_dir} holds results of an earlier run; those of the same name are replaced")
-    barrier()
     say(f"command: {' '.join(sys.argv)}\narguments: {json.dumps({**vars(args), **model_args})}")
     seed_everything(args.seed)
     return output_dir, log_dir
@@ -245,8 +255,8 @@ def start_testing(args, model_args):
 class Progress:
     """Progress lines of a loop, and the averages behind them.
 
-    Losses stay on the device and are read only where a line is printed, so that the GPU's queue never runs dry; that is also where a loss
-    that is not finite is noticed.
+    Losses stay on the device and are read only where a line is printed, so that the GPU's queue never runs dry; that
+    is also where a loss that is not finite is noticed.
 
     Args:
         header: what stands in front of every line
@@ -269,7 +279,7 @@ class Progress:
             self.clock = time.time()
 
     def update(self, values, lr):
-        """Add a step's {name: scalar tensor}; print a line if it is time. Raises UserError when a value is not finite."""
+        """Add a step's {name: scalar tensor}; print a line if it is time, UserError when a value is not finite then."""
         values = {name: torch.as_tensor(value).detach().float() for name, value in values.items()}
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value
@@ -279,8 +289,9 @@ class Progress:
             return
         means = self.means()
         done, per_step = self.steps, (time.time() - self.start) / self.steps
-        parts = [self.header, f"[{done}/{self.total}]", f"eta: {datetime.timedelta(seconds=int(per_step * (self.total - done)))}",
-                 f"lr: {lr:.6f}", *(f"{name}: {value.item():.4f} ({means[name]:.4f})" for name, value in values.items()),
+        parts = [self.header, f"[{done}/{self.total}]",
+                 f"eta: {datetime.timedelta(seconds=int(per_step * (self.total - done)))}", f"lr: {lr:.6f}",
+                 *(f"{name}: {value.item():.4f} ({means[name]:.4f})" for name, value in values.items()),
                  f"time: {self.times / max(1, done - 1):.4f}", f"data: {self.data_times / done:.4f}"]
         if torch.cuda.is_available():
             parts.append(f"max mem: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
@@ -290,9 +301,10 @@ class Progress:
         """Return {name: average so far}; UserError where one is not finite."""
         means = {name: value.item() / self.counts[name] for name, value in self.sums.items()}
         for name, value in means.items():
-            if not np.isfinite(value) and name != "grad_norm":  # a gradient that overflows is skipped by the loss scaler
-                raise UserError(f"{self.header} {name} became {value} between steps {self.read_until} and {self.steps}: lower --lr, try "
-                                "--if_not_amp, or look for a division by zero in the model's loss.")
+            if not np.isfinite(value) and name != "grad_norm":  # the loss scaler skips a gradient that overflows
+                raise UserError(f"{self.header} {name} became {value} between steps {self.read_until} and "
+                                f"{self.steps}: lower --lr, try --if_not_amp, or look for a division by zero in the "
+                                "model's loss.")
         self.read_until = self.steps
         return means
 
@@ -308,17 +320,20 @@ def checkpoint_epoch(path):
 
 
 def find_checkpoints(path, flag):
-    """Return the checkpoint files that a path means: the file itself, or all checkpoint-<n>.pth of a folder in the order of n."""
+    """Return the checkpoint files that a path means: the file, or all checkpoint-<n>.pth of a folder in order of n."""
     path = Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"{flag} {path}: no such file or folder. Give a .pth file or a folder with checkpoint-<n>.pth files.")
+        raise UserError(f"{flag} {path}: no such file or folder. "
+                        "Give a .pth file or a folder with checkpoint-<n>.pth files.")
     found = sorted((p for p in path.iterdir() if checkpoint_epoch(p) is not None), key=checkpoint_epoch)
     if not found:
         others = sorted(p.name for p in path.glob("*.pth"))
-        raise UserError(f"{flag} {path}: this folder holds no checkpoint-<n>.pth."
-                        + (f" It does hold {', '.join(others[:5])}: give one of these files." if others else " Give another folder or a file."))
+        cure = "Give another folder or a file."
+        if others:
+            cure = f"It does hold {', '.join(others[:5])}: give one of these files."
+        raise UserError(f"{flag} {path}: this folder holds no checkpoint-<n>.pth. {cure}")
     return found
 
 
@@ -328,30 +343,34 @@ def save_checkpoint(path, checkpoint):
 
 
 def load_checkpoint(path, flag):
-    """Read a checkpoint without executing anything in it; UserError where it is truncated, no checkpoint, or holds code."""
+    """Read a checkpoint without executing anything in it; UserError where it is truncated, none, or holds code."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # IMDL-BenCo stores its arguments so
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         detail = re.search(r"GLOBAL ([\w.]+)", str(error))
         if detail:
-            raise UserError(f"{flag} {path}: holds the object {detail[1]}, which can execute code, so it is not loaded. Save the "
-                            "weights alone: torch.save({'model': model.state_dict()}, path).") from None
+            raise UserError(f"{flag} {path}: holds the object {detail[1]}, which can execute code, so it is not "
+                            "loaded. Save the weights alone: torch.save({'model': model.state_dict()}, path)."
+                            ) from None
         raise UserError(f"{flag} {path}: is no checkpoint. Give a file that torch.save wrote.") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise UserError(f"{flag} {path}: is truncated or no checkpoint ({reason}). Copy it anew or give another.") from None
+        raise UserError(f"{flag} {path}: is truncated or no checkpoint ({reason}). "
+                        "Copy it anew or give another.") from None
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{flag} {path}: holds {'nothing' if content == {} else f'a {type(content).__name__}'}, not a checkpoint. "
+        what = "nothing" if content == {} else f"a {type(content).__name__}"
+        raise UserError(f"{flag} {path}: holds {what}, not a checkpoint. "
                         "Give a file with {'model': state_dict} or a state dict.")
     return content
 
 
 def state_dict_of(content, path, flag):
-    """Return the state dict in a checkpoint: under "model" or "state_dict", or the whole; prefixes `module.` taken off."""
+    """Return a checkpoint's state dict, under "model" or "state_dict" or the whole, without prefixes `module.`."""
     state = content.get("model", content.get("state_dict", content))
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{flag} {path}: holds no state dict, neither under 'model' nor by itself. Give a file with {{'model': state_dict}}.")
+        raise UserError(f"{flag} {path}: holds no state dict, neither under 'model' nor by itself. "
+                        "Give a file with {'model': state_dict}.")
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
@@ -364,12 +383,14 @@ def load_weights(model, content, path, flag):
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         own = model.state_dict()
-        parts = [("missing", [key for key in own if key not in state]), ("unexpected", [key for key in state if key not in own]),
-                 ("of another shape", [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in own
-                                       if key in state and state[key].shape != own[key].shape])]
+        parts = [("missing", [key for key in own if key not in state]),
+                 ("unexpected", [key for key in state if key not in own]),
+                 ("of another shape", [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+                                       for key in own if key in state and state[key].shape != own[key].shape])]
         lines = [f"{len(keys)} keys {what}, first {', '.join(keys[:3])}" for what, keys in parts if keys]
-        raise UserError(f"{flag} {path}: is a checkpoint of another model or of other model flags than this {type(model).__name__}: "
-                        f"{'; '.join(lines) or str(error).splitlines()[0]}. Give --model and its flags as in training, or another checkpoint.") from None
+        raise UserError(f"{flag} {path}: is a checkpoint of another model or of other model flags than this "
+                        f"{type(model).__name__}: {'; '.join(lines) or str(error).splitlines()[0]}. "
+                        "Give --model and its flags as in training, or another checkpoint.") from None
 
 
 @contextlib.contextmanager
@@ -384,14 +405,18 @@ def tensorboard(log_dir, **options):
 
 
 def write_pictures(writer, tag, batch, output, step, limit=4):
-    """Write up to `limit` pictures of a batch to TensorBoard: input, mask, prediction, prediction above 0.5 and every visual_image."""
+    """Write up to `limit` pictures of a batch to TensorBoard.
+
+    They are the input, the mask, the prediction, the prediction above 0.5, and every visual_image.
+    """
     from data import denormalise
     pictures = {"image": denormalise(batch["image"]), "mask": batch["mask"]}
     if output.get("pred_mask") is not None:
         pictures |= {"pred_mask": output["pred_mask"], "pred_mask above 0.5": output["pred_mask"] > 0.5}
     for name, value in (output.get("visual_image") or {}).items():
         if value.dim() != 4 or value.shape[1] not in (1, 3):
-            raise UserError(f"visual_image {name!r} of the model has shape {tuple(value.shape)}: return (B, 1, H, W) or (B, 3, H, W).")
+            raise UserError(f"visual_image {name!r} of the model has shape {tuple(value.shape)}: return (B, 1, H, W) "
+                            "or (B, 3, H, W).")
         pictures[f"visual_image {name}"] = value
     for name, value in pictures.items():
         writer.add_images(f"{tag}/{name}", value[:limit].detach().float().clamp(0, 1), step)

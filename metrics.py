@@ -228,10 +228,14 @@ def parse_metrics(specs):
 
 
 def choose(specs, default, image_level):
-    """The metrics of a script: those that `--metrics` names, else its own list; with `image_level` the three image metrics too."""
+    """The metrics of a script: those that `--metrics` names, else its own list.
+
+    With `image_level` the three image metrics are added.
+    """
     chosen = parse_metrics(specs) if specs else list(default)
     if image_level:
-        chosen += [metric for metric in (ImageF1(), ImageAUC(), ImageAccuracy()) if metric.name not in [m.name for m in chosen]]
+        chosen += [metric for metric in (ImageF1(), ImageAUC(), ImageAccuracy())
+                   if metric.name not in [m.name for m in chosen]]
     refuse_repeated(chosen)
     return chosen
 
@@ -271,14 +275,15 @@ def run_model(model, data, model_name, metrics=(), training=False):
         if output.get(metric.key) is None:
             raise UserError(f"model {model_name}: forward returned no {metric.key}, which the metric '{metric.name}' "
                             f"needs; return {metric.key} or take the metric off the list.")
-    picture_scores(output, data["label"], model_name, by_kind(metrics)[1])  # the same refusal as in evaluation, at the first step
+    picture_scores(output, data["label"], model_name, by_kind(metrics)[1])  # refuses at once what evaluation would
     pred, loss = output.get("pred_mask"), output.get("backward_loss")
     if pred is not None and pred.shape != data["mask"].shape:
-        raise UserError(f"model {model_name}: pred_mask is {tuple(pred.shape)} but the mask is {tuple(data['mask'].shape)}; "
-                        "return pred_mask with one value for every pixel of the mask.")
+        raise UserError(f"model {model_name}: pred_mask is {tuple(pred.shape)} but the mask is "
+                        f"{tuple(data['mask'].shape)}; return pred_mask with one value for every pixel of the mask.")
     if training and (not torch.is_tensor(loss) or loss.numel() != 1 or not loss.requires_grad):
-        raise UserError(f"model {model_name}: training needs backward_loss, a scalar tensor with a gradient; forward returned "
-                        f"{type(loss).__name__ if not torch.is_tensor(loss) else f'a tensor {tuple(loss.shape)}'}.")
+        what = f"a tensor {tuple(loss.shape)}" if torch.is_tensor(loss) else type(loss).__name__
+        raise UserError(f"model {model_name}: training needs backward_loss, a scalar tensor with a gradient; "
+                        f"forward returned {what}.")
     return output
 
 

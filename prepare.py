@@ -30,8 +30,8 @@ import cv2
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from data import (IMAGE_SUFFIXES, INPAINT_RADIUS, MASK_SUFFIX, beside, compress_jpeg, dataset_kind, decode, encode_jpeg, list_files,
-                  list_pictures, pair_by_name, read_bytes, read_image, read_json, read_mask, split_stem)
+from data import (IMAGE_SUFFIXES, INPAINT_RADIUS, MASK_SUFFIX, beside, compress_jpeg, dataset_kind, decode, encode_jpeg,
+                  list_files, list_pictures, pair_by_name, read_bytes, read_image, read_json, read_mask, split_stem)
 from registry import Parser, UserError
 
 
@@ -1419,7 +1419,8 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     for name, add_arguments, function, text in (
             ("demo", add_demo_arguments, demo, "make a small data set from scikit-learn's two photographs"),
-            ("pairs", add_pairs_arguments, run_pairs, "pair pictures and masks by name, or by the recipe of a public set, and write a JSON"),
+            ("pairs", add_pairs_arguments, run_pairs,
+             "pair pictures and masks by name, or by the recipe of a public set, and write a JSON"),
             ("check", add_check_arguments, check, "find every fault of datasets, and leaks between them"),
             ("resize", add_resize_arguments, resize, "shrink pictures and masks into another folder")):
         command = commands.add_parser(name, help=text, description=text)

@@ -1,11 +1,11 @@
 """Save the masks that one checkpoint predicts, at the pictures' original size, and the scores.
 
-    python save_images.py --model MyModel --test_data_path casia1 --checkpoint_path output --if_resizing --image_size 256 --save_overlay
-    python save_images.py --model MyModel --test_data_path my_photos --checkpoint_path output/checkpoint-7.pth --if_padding
+    python save_images.py --model MyModel --test_data_path CASIA1 --checkpoint_path output --if_resizing --save_overlay
+    python save_images.py --model MyModel --test_data_path photos --checkpoint_path output/checkpoint-7.pth --if_padding
 
-Takes labelled sets and plain folders of pictures. Writes to --output_dir: pred/ with 8-bit PNGs (probability x 255), in the sub-folders of the
-pictures; pred_label_rank<r>.json and pred_label_combined.json (name -> probability) if the model has pred_label; with --save_overlay
-overlay/ with picture, mask and heat map side by side.
+Takes labelled sets and plain folders of pictures. Writes to --output_dir: pred/ with 8-bit PNGs (probability x 255), in
+the sub-folders of the pictures; pred_label_rank<r>.json and pred_label_combined.json (name -> probability) if the model
+has pred_label; with --save_overlay overlay/ with picture, mask and heat map side by side.
 """
 from registry import build_model, parse_args, post_function, run, script_parser, UserError
 
@@ -15,7 +15,8 @@ def get_args():
     group = parser.add_argument_group("saving")
     group.add_argument("--test_data_path", "--test_data_json", required=True,
                        help="test set, plain folder of pictures, or a JSON object {name: path} of several")
-    group.add_argument("--checkpoint_path", required=True, help="checkpoint file, or a folder: the newest checkpoint-<n>.pth in it")
+    group.add_argument("--checkpoint_path", required=True,
+                       help="checkpoint file, or a folder: the newest checkpoint-<n>.pth in it")
     group.add_argument("--save_overlay", action="store_true", help="also write picture, mask and heat map side by side")
     return parse_args(parser)
 
@@ -41,25 +42,29 @@ from ddp import is_main, say
 def output_names(paths, folder=""):
     """Return (files, names): each picture's PNG below pred/<folder>, and its key among the scores.
 
-    A PNG lies where its picture lies below the pictures' common folder, so nothing leaves the output folder whatever the paths are; pictures
-    that differ in nothing but the extension keep it (`a.jpg.png`). The key is the file's name, or its relative path where names collide.
+    A PNG lies where its picture lies below the pictures' common folder, so nothing leaves the output folder whatever
+    the paths are; pictures that differ in nothing but the extension keep it (`a.jpg.png`). The key is the file's name,
+    or its relative path where names collide.
     """
     paths = [os.path.abspath(path) for path in paths]
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     below = [os.path.relpath(path, root) for path in paths]
     stems = [os.path.splitext(path)[0] for path in below]
-    same_stem = collections.Counter(os.path.splitext(path)[0].lower() for path in set(below))  # a picture listed twice gives one PNG
-    same_name = collections.Counter(os.path.basename(path) for path in set(below))
+    once = set(below)  # a picture listed twice gives one PNG
+    same_stem = collections.Counter(os.path.splitext(path)[0].lower() for path in once)
+    same_name = collections.Counter(os.path.basename(path) for path in once)
     taken = {path.lower() for path in below}  # beside a.jpg, the picture a.jpg.png keeps its extension too
-    files = [(stem if same_stem[stem.lower()] == 1 and stem.lower() not in taken else path) + ".png" for stem, path in zip(stems, below)]
-    names = [os.path.basename(path) if same_name[os.path.basename(path)] == 1 and not folder else os.path.join(folder, path) for path in below]
+    files = [(stem if same_stem[stem.lower()] == 1 and stem.lower() not in taken else path) + ".png"
+             for stem, path in zip(stems, below)]
+    names = [os.path.basename(path) if same_name[os.path.basename(path)] == 1 and not folder
+             else os.path.join(folder, path) for path in below]
     return files, names
 
 
 def restore_size(pred, shape, original, padding):
-    """Bring a prediction (S, S) float back to the picture's original (H, W) as uint8: padding cut off, or resized bilinearly.
+    """Bring a prediction (S, S) float back to the picture's original (H, W) as uint8.
 
-    What padding mode had cropped away is 0.
+    Padding is cut off, and what padding mode had cropped away is 0; otherwise it is resized bilinearly.
     """
     height, width = original
     if padding:
@@ -98,7 +103,8 @@ def scores_of(output, count):
         return None, "the model returns no pred_label"
     label = torch.as_tensor(label).detach().float().cpu()
     if label.shape not in ((count,), (count, 1)) and not (label.dim() == 0 and count == 1):
-        return None, f"pred_label has shape {tuple(label.shape)} for a batch of {count} pictures: one value per picture is wanted"
+        return None, (f"pred_label has shape {tuple(label.shape)} for a batch of {count} pictures: "
+                      "one value per picture is wanted")
     values = label.reshape(count).tolist()
     if not all(0 <= value <= 1 for value in values):
         return None, f"pred_label holds {next(v for v in values if not 0 <= v <= 1):.4g}, which is no probability"
@@ -108,11 +114,12 @@ def scores_of(output, count):
 def main(args, model_args):
     device = ddp.init(args)
     output_dir, _ = ddp.start_testing(args, model_args)
-    for earlier in output_dir.glob("pred_label_*.json"):  # which this run may not replace: fewer processes, or no scores
+    for earlier in output_dir.glob("pred_label_*.json"):  # this run may not replace it: fewer processes, or no scores
         earlier.unlink(missing_ok=True)
     options = data.dataset_options(args, post_function(args.model, model_args), is_main())
     with ddp.together():
-        test_sets = data.open_sets(args.test_data_path, "--test_data_path", allowed=("ManiDataset", "JsonDataset", "FolderDataset"), **options)
+        test_sets = data.open_sets(args.test_data_path, "--test_data_path",
+                                   allowed=("ManiDataset", "JsonDataset", "FolderDataset"), **options)
     path = ddp.find_checkpoints(args.checkpoint_path, "--checkpoint_path")[-1]
     say(f"checkpoint {path}")
     model = build_model(args.model, model_args).to(device)
@@ -124,7 +131,8 @@ def main(args, model_args):
         say(f"predicting {set_name}:", test_set.describe())
         folder = set_name if len(test_sets) > 1 else ""
         files, names = output_names([test_set.images[i] for i in range(len(test_set))], folder)
-        loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(), ddp.world_size())
+        loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
+                                  ddp.world_size())
         with concurrent.futures.ThreadPoolExecutor(4) as pool, torch.no_grad():
             for batch in loader:
                 indices = batch.pop("index").tolist()
@@ -135,23 +143,25 @@ def main(args, model_args):
                     raise UserError(f"model {args.model}: forward returned no pred_mask, so there is no mask to save.")
                 pred = output["pred_mask"].float()
                 if pred.isnan().any():
-                    raise UserError(f"model {args.model}: pred_mask holds NaN for {batch['name'][0]} or a picture of its batch; the training has probably "
-                                    "diverged: take an earlier checkpoint.")
+                    raise UserError(f"model {args.model}: pred_mask holds NaN for {batch['name'][0]} or a picture of "
+                                    "its batch; the training has probably diverged: take an earlier checkpoint.")
                 if not said_clipped and (pred.min() < 0 or pred.max() > 1):
                     said_clipped = True
                     say(f"note: pred_mask of {args.model} leaves 0..1, as logits do: the masks are clipped to it")
                 values, reason = scores_of(output, len(indices))
                 no_scores = no_scores or reason
-                for i, values_of_one in zip(indices, values or ()):
-                    scores[names[i]] = values_of_one
+                for i, value in zip(indices, values or ()):
+                    scores[names[i]] = value
 
                 # masks and overlays
                 jobs = []
-                for i, one, shape, original in zip(indices, pred[:, 0].cpu().numpy(), batch["shape"].tolist(), batch["original_shape"].tolist()):
+                for i, one, shape, original in zip(indices, pred[:, 0].cpu().numpy(), batch["shape"].tolist(),
+                                                   batch["original_shape"].tolist()):
                     mask = restore_size(one, shape, original, args.if_padding)
                     jobs.append(pool.submit(write_png, output_dir / "pred" / folder / files[i], mask))
                     if args.save_overlay:
-                        jobs.append(pool.submit(write_overlay, output_dir / "overlay" / folder / files[i], test_set, i, mask))
+                        overlay = output_dir / "overlay" / folder / files[i]
+                        jobs.append(pool.submit(write_overlay, overlay, test_set, i, mask))
                 for job in jobs:
                     job.result()
         say(f"{len(test_set)} masks in {output_dir / 'pred' / folder}")
@@ -172,7 +182,8 @@ def save_scores(scores, no_scores, output_dir):
     if is_main():
         combined = {name: value for share, _ in shares for name, value in share.items()}
         text_of_all = json.dumps(dict(sorted(combined.items())), indent=1)
-        ddp.write_atomically(output_dir / "pred_label_combined.json", lambda temporary: temporary.write_text(text_of_all))
+        ddp.write_atomically(output_dir / "pred_label_combined.json",
+                             lambda temporary: temporary.write_text(text_of_all))
         say(f"{len(combined)} scores in {output_dir / 'pred_label_combined.json'}")
 
 

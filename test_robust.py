@@ -1,10 +1,11 @@
 """Test one checkpoint under attacks of growing strength.
 
-    python test_robust.py --model MyModel --test_data_path casia1 --checkpoint_path output --if_resizing --image_size 256
-    torchrun --standalone --nproc_per_node=4 test_robust.py --model MyConvNeXt --test_data_path casia1 --checkpoint_path output ...
+    python test_robust.py --model MyModel --test_data_path CASIA1 --checkpoint_path output --if_resizing ...
+    torchrun --standalone --nproc_per_node=4 test_robust.py --model MyModel --test_data_path CASIA1 ...
 
-Pictures are attacked as decoded, before resizing or padding. Writes to --output_dir: per attack a folder with log.txt and TensorBoard curves
-over the strength; results.csv (one row per dataset, attack, strength and metric). Prints one table at the end.
+Pictures are attacked as decoded, before resizing or padding. Writes to --output_dir: per attack a folder with log.txt
+and TensorBoard curves over the strength; results.csv (one row per dataset, attack, strength and metric). Prints one
+table at the end.
 """
 from registry import build_model, parse_args, post_function, run, script_parser
 
@@ -12,10 +13,13 @@ from registry import build_model, parse_args, post_function, run, script_parser
 def get_args():
     parser = script_parser(__doc__, output_dir="output_robust")
     group = parser.add_argument_group("testing")
-    group.add_argument("--test_data_path", "--test_data_json", required=True, help="test set, or a JSON object {name: path} of several")
-    group.add_argument("--checkpoint_path", required=True, help="checkpoint file, or a folder: the newest checkpoint-<n>.pth in it")
+    group.add_argument("--test_data_path", "--test_data_json", required=True,
+                       help="test set, or a JSON object {name: path} of several")
+    group.add_argument("--checkpoint_path", required=True,
+                       help="checkpoint file, or a folder: the newest checkpoint-<n>.pth in it")
     group.add_argument("--noise_unit", choices=["variance", "std"], default="variance",
-                       help="what the strength of the noise is, on the 0-255 scale: variance as in IMDL-BenCo, or standard deviation as in most papers")
+                       help="what the strength of the noise is, on the 0-255 scale: variance as in IMDL-BenCo, or "
+                            "standard deviation as in most papers")
     return parse_args(parser)
 
 
@@ -33,13 +37,14 @@ from ddp import is_main, say
 def main(args, model_args):
     device = ddp.init(args)
     metric_list = [
-        # TODO the metrics to compute: PixelF1, PixelIOU, PixelAccuracy, PixelAUC (each with mode="origin", "reverse" or "double"), ImageF1,
-        # ImageAUC, ImageAccuracy, or a class of your own with their interface
+        # TODO the metrics to compute: PixelF1, PixelIOU, PixelAccuracy, PixelAUC (each with mode="origin", "reverse" or
+        # "double"), ImageF1, ImageAUC, ImageAccuracy, or a class of your own with their interface
         metrics.PixelF1(threshold=0.5),
         metrics.PixelIOU(threshold=0.5),
     ]
     attacks = [
-        # TODO the attacks and their strengths, 0 = no attack: the three below, or a subclass of data.AttackWrapper of your own
+        # TODO the attacks and their strengths, 0 = no attack: the three below, or a subclass of data.AttackWrapper of
+        # your own
         data.GaussianBlurWrapper([0, 3, 7, 11, 15, 19, 23]),
         data.GaussianNoiseWrapper([3, 7, 11, 15, 19, 23], unit=args.noise_unit, seed=args.seed),
         data.JpegCompressionWrapper([50, 60, 70, 80, 90, 100]),
@@ -65,13 +70,17 @@ def main(args, model_args):
         for attack in attacks:
             say(f"{name}: {attack!r}")
             test_set.attacks = list(attack)
-            loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(), ddp.world_size())
-            by_strength = metrics.evaluate(model, loader, metric_list, move, amp=not args.if_not_amp, model_eval=not args.no_model_eval,
-                                           expected=len(test_set), variants=len(test_set.attacks), model_name=args.model)
+            loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
+                                      ddp.world_size())
+            by_strength = metrics.evaluate(model, loader, metric_list, move, amp=not args.if_not_amp,
+                                           model_eval=not args.no_model_eval, expected=len(test_set),
+                                           variants=len(test_set.attacks), model_name=args.model)
             for (strength, _), result in zip(test_set.attacks, by_strength):
                 say(f"  strength {strength}  {result.describe()}")
-                results += [{"set": name, "attack": attack.name, "unit": attack.strength_unit, "strength": strength, "metric": metric, "value": value,
-                             "pictures": result.counted[metric], "left_out": result.left_out[metric], "checkpoint": path.name,
+                results += [{"set": name, "attack": attack.name, "unit": attack.strength_unit, "strength": strength,
+                             "metric": metric, "value": value,
+                             "pictures": result.counted[metric], "left_out": result.left_out[metric],
+                             "checkpoint": path.name,
                              "fingerprint": test_set.fingerprint} for metric, value in result.values.items()]
 
     if is_main():

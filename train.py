@@ -1,12 +1,13 @@
 """Train a model, evaluate it every few epochs, and keep the newest and the best checkpoint.
 
-    python train.py --model MyModel --data_path CASIA2 --test_data_path CASIA1 --if_resizing --image_size 256 --output_dir output
-    torchrun --standalone --nproc_per_node=4 train.py --model MyConvNeXt --data_path CASIA2 --test_data_path sets.json --if_resizing ...
+    python train.py --model MyModel --data_path CASIA2 --test_data_path CASIA1 --if_resizing --image_size 256
+    torchrun --standalone --nproc_per_node=4 train.py --model MyConvNeXt --data_path CASIA2 --if_resizing ...
     python train.py --model MyConvNeXt --help           # the flags below and those of the model
     python train.py ... --resume auto                   # go on where the newest checkpoint of --output_dir stopped
 
-Writes to --output_dir: checkpoint-<epoch>.pth (the newest, the best, and every --save_period), log.txt (one JSON object per epoch) and
-TensorBoard events. The same command runs on a CPU, on one GPU, and under torchrun on several GPUs and machines.
+Writes to --output_dir: checkpoint-<epoch>.pth (the newest, the best, and every --save_period), log.txt (one JSON object
+per epoch) and TensorBoard events. The same command runs on a CPU, on one GPU, and under torchrun on several GPUs and
+machines.
 """
 from registry import build_model, parse_args, positive, natural, post_function, run, script_parser, UserError
 
@@ -14,25 +15,40 @@ from registry import build_model, parse_args, positive, natural, post_function, 
 def get_args():
     parser = script_parser(__doc__, output_dir="output")
     group = parser.add_argument_group("training")
-    group.add_argument("--data_path", required=True, help="training set: folder with Tp/ and Gt/, JSON of pairs, or JSON of balanced sets")
-    group.add_argument("--test_data_path", default=None, help="test set, or a JSON object {name: path} of several; none = no evaluation")
-    group.add_argument("--sample_number", type=positive, default=1840, help="pictures per set and epoch of a JSON of balanced sets")
-    group.add_argument("--batch_size", type=positive, default=1, help="pictures per process and step (default: %(default)s)")
-    group.add_argument("--accum_iter", type=positive, default=1, help="steps whose gradients are added up before the weights change")
+    group.add_argument("--data_path", required=True,
+                       help="training set: folder with Tp/ and Gt/, JSON of pairs, or JSON of balanced sets")
+    group.add_argument("--test_data_path", default=None,
+                       help="test set, or a JSON object {name: path} of several; none = no evaluation")
+    group.add_argument("--sample_number", type=positive, default=1840,
+                       help="pictures per set and epoch of a JSON of balanced sets")
+    group.add_argument("--batch_size", type=positive, default=1,
+                       help="pictures per process and step (default: %(default)s)")
+    group.add_argument("--accum_iter", type=positive, default=1,
+                       help="steps whose gradients are added up before the weights change")
     group.add_argument("--epochs", type=positive, default=200, help="number of epochs in all (default: %(default)s)")
     group.add_argument("--start_epoch", type=natural, default=0, help="number of the first epoch; --resume sets it")
-    group.add_argument("--resume", default=None, help="go on from a checkpoint (file, or folder: its newest); auto = the newest of output_dir, if any")
-    group.add_argument("--find_unused_parameters", action="store_true", help="for models that leave parameters without gradient in some steps")
+    group.add_argument("--resume", default=None, help="go on from a checkpoint (file, or folder: its newest); "
+                                                      "auto = the newest of output_dir, if any")
+    group.add_argument("--find_unused_parameters", action="store_true",
+                       help="for models that leave parameters without gradient in some steps")
     group = parser.add_argument_group("optimizer")
-    group.add_argument("--lr", type=float, default=None, help="peak learning rate; when not given: blr x effective batch size / 256")
-    group.add_argument("--blr", type=float, default=1e-3, help="learning rate for an effective batch (batch_size x accum_iter x processes) of 256")
-    group.add_argument("--min_lr", type=float, default=0.0, help="learning rate at the end of the half cosine (default: %(default)s)")
-    group.add_argument("--weight_decay", type=float, default=0.05, help="AdamW weight decay, not on biases and norms (default: %(default)s)")
-    group.add_argument("--warmup_epochs", type=float, default=4, help="epochs over which the learning rate rises from 0 (default: %(default)s)")
+    group.add_argument("--lr", type=float, default=None,
+                       help="peak learning rate; when not given: blr x effective batch size / 256")
+    group.add_argument("--blr", type=float, default=1e-3,
+                       help="learning rate for an effective batch (batch_size x accum_iter x processes) of 256")
+    group.add_argument("--min_lr", type=float, default=0.0,
+                       help="learning rate at the end of the half cosine (default: %(default)s)")
+    group.add_argument("--weight_decay", type=float, default=0.05,
+                       help="AdamW weight decay, not on biases and norms (default: %(default)s)")
+    group.add_argument("--warmup_epochs", type=float, default=4,
+                       help="epochs over which the learning rate rises from 0 (default: %(default)s)")
     group = parser.add_argument_group("logging and saving")
-    group.add_argument("--test_period", type=positive, default=4, help="evaluate every so many epochs, and after the last")
-    group.add_argument("--save_period", type=natural, default=25, help="keep every so many epochs' checkpoint; 0 = only newest and best")
-    group.add_argument("--log_per_epoch_count", type=positive, default=20, help="progress lines per epoch (default: %(default)s)")
+    group.add_argument("--test_period", type=positive, default=4,
+                       help="evaluate every so many epochs, and after the last")
+    group.add_argument("--save_period", type=natural, default=25,
+                       help="keep every so many epochs' checkpoint; 0 = only newest and best")
+    group.add_argument("--log_per_epoch_count", type=positive, default=20,
+                       help="progress lines per epoch (default: %(default)s)")
     return parse_args(parser)
 
 
@@ -57,7 +73,8 @@ from ddp import is_main, say
 
 def train_transform():
     """Return the training augmentation, applied to the uint8 picture and mask before resizing or padding."""
-    # TODO change the augmentation: any albumentations transform, and data.RandomCopyMove and data.RandomInpainting, which tamper further
+    # TODO change the augmentation: any albumentations transform, and data.RandomCopyMove and data.RandomInpainting,
+    # which tamper further
     return albu.Compose([
         albu.RandomScale(scale_limit=0.2, p=1.0),
         data.RandomCopyMove(p=0.1),
@@ -80,7 +97,10 @@ def learning_rate(epoch, peak, args):
 
 
 def prepare_output(args):
-    """Make the output folder; find what to resume from. An earlier run's checkpoints are neither overwritten nor mixed in."""
+    """Make the output folder and find what to resume from; return (output_dir, log_dir, checkpoint to resume or None).
+
+    An earlier run's checkpoints are neither overwritten nor mixed in.
+    """
     with ddp.together():
         output_dir = ddp.make_output_dir(args.output_dir)
         log_dir = ddp.make_output_dir(args.log_dir or args.output_dir, "--log_dir")
@@ -94,22 +114,22 @@ def prepare_output(args):
     newest = max(earlier, key=ddp.checkpoint_epoch, default=None)
     if newest and resume and resume.parent.resolve() == output_dir.resolve():
         if resume.name != newest.name:
-            raise UserError(f"--resume {resume}: {output_dir} holds later checkpoints up to {newest.name}, which would get mixed with new ones: "
-                            "move them away, or give another --output_dir.")
+            raise UserError(f"--resume {resume}: {output_dir} holds later checkpoints up to {newest.name}, which would "
+                            "get mixed with new ones: move them away, or give another --output_dir.")
     elif newest:
-        raise UserError(f"--output_dir {output_dir} holds {len(earlier)} checkpoints of an earlier run: give --resume auto to go on with it, "
-                        "or another --output_dir.")
+        raise UserError(f"--output_dir {output_dir} holds {len(earlier)} checkpoints of an earlier run: give --resume "
+                        "auto to go on with it, or another --output_dir.")
     return output_dir, log_dir, resume
 
 
 def restore(checkpoint, path, optimizer, scaler, best, args):
-    """Restore optimizer, loss scaler and random states from a checkpoint of ours; return (next epoch, best score so far)."""
+    """Restore optimizer, loss scaler and random states from a checkpoint of ours; return (next epoch, best so far)."""
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint.get("scaler") or {})
     except (ValueError, KeyError) as error:
-        raise UserError(f"--resume {path}: its optimizer state doesn't fit this optimizer ({error}). Resume with the same optimizer, or keep only "
-                        "the weights: torch.save({'model': ...}).") from None
+        raise UserError(f"--resume {path}: its optimizer state doesn't fit this optimizer ({error}). Resume with the "
+                        "same optimizer, or keep only the weights: torch.save({'model': ...}).") from None
     for name, value in checkpoint.get("args", {}).items() if isinstance(checkpoint.get("args"), dict) else ():
         if name in vars(args) and vars(args)[name] != value and name not in ("resume", "start_epoch", "num_workers"):
             say(f"note: --{name} was {value} in {path.name} and is {vars(args)[name]} now")
@@ -117,16 +137,19 @@ def restore(checkpoint, path, optimizer, scaler, best, args):
     if len(states) == ddp.world_size():
         ddp.set_random_states(states[ddp.rank()])
     else:
-        say(f"note: {path.name} holds the random states of {len(states)} process(es), not of {ddp.world_size()}, so they start anew")
+        say(f"note: {path.name} holds the random states of {len(states)} process(es), not of {ddp.world_size()}, so "
+            "they start anew")
     stored = checkpoint.get("best") or best
     if stored["metric"] != best["metric"]:
-        say(f"note: the best score of {path.name} was of {stored['metric']}; the best {best['metric']} is looked for from here on")
+        say(f"note: the best score of {path.name} was of {stored['metric']}; the best {best['metric']} is looked for "
+            "from here on")
         stored = best
     return checkpoint.get("epoch", args.start_epoch - 1) + 1, stored
 
 
 def forget_rows_from(path, epoch):
-    """Take the rows of epochs that will be trained again out of log.txt; a run that was killed may have logged more than it saved."""
+    """Take the rows of epochs that will be trained again out of log.txt; a run that was killed may have logged more
+    than it saved."""
     if is_main() and path.exists():
         rows = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if row_epoch(line) < epoch]
         ddp.write_atomically(path, lambda temporary: temporary.write_text("".join(rows), encoding="utf-8"))
@@ -141,18 +164,22 @@ def row_epoch(line):
 
 
 def evaluate_sets(model, test_sets, metric_list, move, writer, epoch, args):
-    """Evaluate on every test set; return log entries: `test_<metric>` (mean over the sets), and with several `test_<set>/<metric>`."""
+    """Evaluate on every test set; return log entries: `test_<metric>` (mean over the sets), and with several
+    `test_<set>/<metric>`."""
     row, values = {}, {metric.name: [] for metric in metric_list}
     for name, test_set in test_sets.items():
-        pictures = []  # the set's first batch, for TensorBoard
+        shown = []  # one entry when the set's first batch is in TensorBoard
 
-        def keep_first(batch, output, _):
-            if writer and not pictures:
-                pictures.append(ddp.write_pictures(writer, f"test {name}", batch, output, epoch))
+        def show_first(batch, output, _):
+            if writer and not shown:
+                ddp.write_pictures(writer, f"test {name}", batch, output, epoch)
+                shown.append(name)
 
-        loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(), ddp.world_size())
-        result, = metrics.evaluate(model, loader, metric_list, move, amp=not args.if_not_amp, model_eval=not args.no_model_eval,
-                                   expected=len(test_set), on_batch=keep_first, model_name=args.model)
+        loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
+                                  ddp.world_size())
+        result, = metrics.evaluate(model, loader, metric_list, move, amp=not args.if_not_amp,
+                                   model_eval=not args.no_model_eval, expected=len(test_set), on_batch=show_first,
+                                   model_name=args.model)
         say(f"Test: [{epoch}]  {name}  {result.describe()}")
         for metric, value in result.values.items():
             values[metric].append(value)
@@ -174,8 +201,9 @@ def remove_outdated(output_dir, epochs, save_period):
 def main(args, model_args):
     device = ddp.init(args)
     metric_list = [
-        # TODO the metrics to compute, the first one decides which checkpoint is best: PixelF1, PixelIOU, PixelAccuracy, PixelAUC (each with
-        # mode="origin", "reverse" or "double"), ImageF1, ImageAUC, ImageAccuracy, or a class of your own with their interface
+        # TODO the metrics to compute, the first one decides which checkpoint is best: PixelF1, PixelIOU, PixelAccuracy,
+        # PixelAUC (each with mode="origin", "reverse" or "double"), ImageF1, ImageAUC, ImageAccuracy, or a class of
+        # your own with their interface
         metrics.PixelF1(threshold=0.5),
         metrics.PixelIOU(threshold=0.5),
     ]
@@ -187,13 +215,15 @@ def main(args, model_args):
 
     # Data
     with ddp.together():
-        train_set = data.open_dataset(args.data_path, "--data_path", allowed=("ManiDataset", "JsonDataset", "BalancedDataset"),
+        train_set = data.open_dataset(args.data_path, "--data_path",
+                                      allowed=("ManiDataset", "JsonDataset", "BalancedDataset"),
                                       sample_number=args.sample_number, transform=train_transform(), **options)
         test_sets = data.open_sets(args.test_data_path, "--test_data_path", **options) if args.test_data_path else {}
     say("training on", train_set.describe())
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())
-    fingerprints = {"train": train_set.fingerprint, **{name: test_set.fingerprint for name, test_set in test_sets.items()}}
+    fingerprints = {"train": train_set.fingerprint,
+                    **{name: test_set.fingerprint for name, test_set in test_sets.items()}}
     batches = data.TrainBatches(train_set, args.batch_size, args.seed, ddp.rank(), ddp.world_size())
     train_loader = data.make_loader(train_set, batches, args.num_workers, args.pin_mem, persistent=True)
     move = functools.partial(data.to_device, device=device, padding=args.if_padding)
@@ -202,7 +232,8 @@ def main(args, model_args):
     raw_model = build_model(args.model, model_args).to(device)
     count = sum(p.numel() for p in raw_model.parameters())
     trainable = sum(p.numel() for p in raw_model.parameters() if p.requires_grad)
-    say(f"model {args.model}: {count:,} parameters, {trainable:,} of them trainable; {ddp.world_size()} process(es) on {device.type}")
+    say(f"model {args.model}: {count:,} parameters, {trainable:,} of them trainable; "
+        f"{ddp.world_size()} process(es) on {device.type}")
     if trainable == 0:
         raise UserError(f"--model {args.model}: the model has no trainable parameter, so there is nothing to train.")
     model = ddp.wrap(raw_model, device, args.find_unused_parameters)
@@ -212,7 +243,8 @@ def main(args, model_args):
     peak = args.lr if args.lr is not None else args.blr * effective_batch / 256
     say(f"peak learning rate {peak:.2e}, effective batch size {effective_batch}, {len(batches)} steps per epoch")
     # TODO change the optimizer: any torch.optim class; the loop sets the learning rate of every parameter group
-    optimizer = torch.optim.AdamW(timm.optim.param_groups_weight_decay(raw_model, args.weight_decay), lr=peak, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(timm.optim.param_groups_weight_decay(raw_model, args.weight_decay), lr=peak,
+                                  betas=(0.9, 0.95))
     use_amp = device.type == "cuda" and not args.if_not_amp
     scaler = torch.amp.GradScaler(device.type, enabled=use_amp)
 
@@ -228,8 +260,8 @@ def main(args, model_args):
             say(f"weights from {resume}; it holds no optimizer, so training starts at epoch {start_epoch}")
         del checkpoint
     if start_epoch >= args.epochs:
-        raise UserError(f"nothing to train: by {'--resume ' + str(resume) if resume else '--start_epoch'} the next epoch is {start_epoch}, and --epochs "
-                        f"is {args.epochs}. Raise --epochs.")
+        raise UserError(f"nothing to train: by {'--resume ' + str(resume) if resume else '--start_epoch'} the next "
+                        f"epoch is {start_epoch}, and --epochs is {args.epochs}. Raise --epochs.")
 
     with ddp.tensorboard(log_dir, purge_step=start_epoch if resume else None) as writer:
         forget_rows_from(output_dir / "log.txt", start_epoch)
@@ -242,7 +274,7 @@ def main(args, model_args):
             progress = ddp.Progress(f"Epoch: [{epoch}]", len(batches), args.log_per_epoch_count)
             for step, batch in progress.each(train_loader):
                 group_start = step - step % args.accum_iter
-                group_size = min(args.accum_iter, len(batches) - group_start)  # the last group of an epoch may be smaller
+                group_size = min(args.accum_iter, len(batches) - group_start)  # an epoch's last group may be smaller
                 last_of_group = step == group_start + group_size - 1
                 lr = learning_rate(epoch + group_start / len(batches), peak, args)
                 for param_group in optimizer.param_groups:
@@ -253,7 +285,8 @@ def main(args, model_args):
                 wait = contextlib.nullcontext() if last_of_group or model is raw_model else model.no_sync()
                 with wait:
                     with torch.autocast(device.type, enabled=use_amp):
-                        output = metrics.run_model(model, batch, args.model, metric_list if test_sets else (), training=True)
+                        output = metrics.run_model(model, batch, args.model, metric_list if test_sets else (),
+                                                   training=True)
                     loss = output["backward_loss"]
 
                     # backward
@@ -272,7 +305,8 @@ def main(args, model_args):
 
             # -------------------------------------------------------------------------------------------------------
             # Log, evaluate, save
-            row = {"epoch": epoch, "train_lr": lr, **{f"train_{name}": value for name, value in ddp.average(progress.means()).items()}}
+            row = {"epoch": epoch, "train_lr": lr,
+                   **{f"train_{name}": value for name, value in ddp.average(progress.means()).items()}}
             if writer:
                 ddp.write_pictures(writer, "train", batch, output, epoch)
             if test_sets and ((epoch + 1) % args.test_period == 0 or epoch + 1 == args.epochs):
@@ -290,13 +324,15 @@ def main(args, model_args):
             if is_main():
                 ddp.append_line(output_dir / "log.txt", {**row, "fingerprint": fingerprints})
                 ddp.save_checkpoint(output_dir / f"checkpoint-{epoch}.pth", {
-                    "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "epoch": epoch,
-                    "best": best, "rng": states, "args": {**vars(args), **model_args}, "fingerprint": fingerprints})
+                    "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+                    "epoch": epoch, "best": best, "rng": states, "args": {**vars(args), **model_args},
+                    "fingerprint": fingerprints})
                 remove_outdated(output_dir, {epoch - 1, former_best} - {epoch, best["epoch"]}, args.save_period)
             former_best = best["epoch"]
 
     if best["epoch"] is not None:
-        say(f"best {best['metric']}: {best['value']:.4f} at epoch {best['epoch']}, in {output_dir / 'checkpoint-'}{best['epoch']}.pth")
+        say(f"best {best['metric']}: {best['value']:.4f} at epoch {best['epoch']}, "
+            f"in {output_dir / 'checkpoint-'}{best['epoch']}.pth")
     elif test_sets:
         say(f"no checkpoint is best: {best['metric']} is undefined on these test sets")
     say(f"newest checkpoint: {output_dir / 'checkpoint-'}{args.epochs - 1}.pth")

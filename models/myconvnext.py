@@ -1,7 +1,8 @@
-"""The tutorial's model: a timm ConvNeXt, a ladder of transposed convolutions, and a linear head for the picture's score.
+"""The tutorial's model: a timm ConvNeXt, a ladder of transposed convolutions, a linear head for the picture's score.
 
-ConvNeXt: Liu et al., "A ConvNet for the 2020s", CVPR 2022, https://arxiv.org/abs/2201.03545; weights by timm (Apache-2.0), downloaded only
-with `pretrained`. Any size works; the features have 1/32 of it, so multiples of 32 waste nothing.
+ConvNeXt: Liu et al., "A ConvNet for the 2020s", CVPR 2022, https://arxiv.org/abs/2201.03545; weights by timm
+(Apache-2.0), downloaded only with `pretrained`. Any size works; the features have 1/32 of it, so multiples of 32 waste
+nothing.
 """
 import timm
 import torch
@@ -39,7 +40,7 @@ class MyConvNeXt(nn.Module):
         if features.shape[1] != self.head.in_features:                     # some timm models keep channels last
             features = features.permute(0, 3, 1, 2)
         mask_logits = self.decoder(features)
-        mask_logits = F.interpolate(mask_logits, mask.shape[-2:], mode="bilinear", align_corners=False)    # (B, 1, H, W)
+        mask_logits = F.interpolate(mask_logits, mask.shape[-2:], mode="bilinear", align_corners=False)  # (B, 1, H, W)
         label_logits = self.head(features.mean(dim=(2, 3))).squeeze(1)     # (B,)
         seg_loss = F.binary_cross_entropy_with_logits(mask_logits, mask)
         cls_loss = F.binary_cross_entropy_with_logits(label_logits, label.to(label_logits.dtype))
@@ -55,13 +56,16 @@ class MyConvNeXt(nn.Module):
 
 
 def build_backbone(name, pretrained):
-    """Return a timm backbone that gives its last feature map; UserError for unknown names and for weights that can't be had."""
+    """Return a timm backbone that gives its last feature map; UserError for unknown names and unreachable weights."""
     if not timm.is_model(name):
-        raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model.{nearest(name, timm.list_models())}")
+        hint = nearest(name, timm.list_models())
+        raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model.{hint}")
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
     except Exception as error:  # timm and the hub's client raise many types
         if pretrained:
-            raise UserError(f"--pretrained: the weights of {name} can't be downloaded ({type(error).__name__}). Go online once, or put them "
-                            "into the Hugging Face cache, or give --no-pretrained.") from error
-        raise UserError(f"--backbone {name}: timm can't build this model with features_only ({error}). Choose another.") from error
+            raise UserError(f"--pretrained: the weights of {name} can't be downloaded ({type(error).__name__}). "
+                            "Go online once, or put them into the Hugging Face cache, or give --no-pretrained."
+                            ) from error
+        raise UserError(f"--backbone {name}: timm can't build this model with features_only ({error}). "
+                        "Choose another.") from error

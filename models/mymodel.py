@@ -28,8 +28,9 @@ class MyModel(nn.Module):
     def forward(self, image, mask, label, *args, **kwargs):
         """Compute losses and predictions of a batch.
 
-        The whole batch comes by keyword; name what the model needs, the rest goes to **kwargs. Besides these three there are edge_mask
-        (with --edge_mask_width), shape, original_shape, origin_shape, name, shape_mask (with --if_padding), and what a post function adds.
+        The whole batch comes by keyword; name what the model needs, the rest goes to **kwargs. Besides these three
+        there are edge_mask (with --edge_mask_width), shape, original_shape, origin_shape, name, shape_mask (with
+        --if_padding), and what a post function adds.
 
         Args:
             image: (B, 3, H, W) float32, RGB, ImageNet-normalised

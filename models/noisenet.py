@@ -1,8 +1,9 @@
-"""NoiseNet: a small detector of noise that doesn't fit, for the demo; it learns from scratch in minutes on two CPU cores.
+"""NoiseNet: a small detector of noise that doesn't fit, for the demo: learns from scratch in minutes on two cores.
 
-Not from a paper. What a camera leaves in a photograph is the same all over it, what was pasted or painted in has noise of its own: a high-pass
-residual, learned filters, the logarithm of their local energy (the level of noise), normalised over the picture so that only differences
-within it count, then a little context. Any size; give pictures at their own resolution (--if_padding), since resizing removes the noise.
+Not from a paper. What a camera leaves in a photograph is the same all over it, what was pasted or painted in has noise
+of its own: a high-pass residual, learned filters, the logarithm of their local energy (the level of noise), normalised
+over the picture so that only differences within it count, then a little context. Any size; give pictures at their own
+resolution (--if_padding), since resizing removes the noise.
 """
 import torch
 import torch.nn as nn
@@ -13,7 +14,8 @@ from registry import MODELS
 
 def conv_norm_relu(in_channels, out_channels, dilation=1, stride=1):
     """3x3 convolution, normalisation over each picture, ReLU."""
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation,
+                                   bias=False),
                          nn.InstanceNorm2d(out_channels, affine=True), nn.ReLU())
 
 
@@ -31,14 +33,15 @@ class NoiseNet(nn.Module):
         self.filters = nn.Conv2d(3, 16, 5, padding=2, bias=False)
         self.norm = nn.InstanceNorm2d(16, affine=True)
         self.fine = nn.Sequential(conv_norm_relu(16, width), conv_norm_relu(width, width))
-        self.context = nn.Sequential(conv_norm_relu(width, width, stride=2), conv_norm_relu(width, width, 2), conv_norm_relu(width, width, 4))
+        self.context = nn.Sequential(conv_norm_relu(width, width, stride=2), conv_norm_relu(width, width, 2),
+                                     conv_norm_relu(width, width, 4))
         self.head = nn.Conv2d(2 * width, 1, 1)
         self.score = nn.Linear(1, 1)  # from the highest logit to that of the picture
         nn.init.ones_(self.score.weight)
         self.label_weight = label_weight
 
     def forward(self, image, mask, label, shape_mask=None, *args, **kwargs):
-        """Return the dict that models/mymodel.py describes; visual_loss has total, mask and label. Padding weighs nothing."""
+        """Return the dict that models/mymodel.py describes; visual_loss: total, mask, label. Padding weighs nothing."""
         residual = image - F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)                   # (B, 3, H, W)
         energy = torch.log(F.avg_pool2d(self.filters(residual).float() ** 2, 4) + 1e-4)            # (B, 16, H/4, W/4)
         fine = self.fine(self.norm(energy))

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The whole way on a small data set made here, with nothing downloaded but the packages: data, training, test, robustness, masks.
+# The whole way on a small data set made here: data, training, test, robustness, masks. It downloads only the packages.
 #   bash runs/demo.sh [more flags of train.py]        # about 5 minutes on two CPU cores after the installation
 # The data go to demo_data/, all results to demo_output/ (DATA=... OUTPUT=... change that).
 . "$(dirname "$0")/setup.sh"
 DATA=${DATA:-$REPOSITORY/demo_data}
 OUTPUT=${OUTPUT:-$REPOSITORY/demo_output}
-MODEL="--model NoiseNet --if_padding --image_size 256"
+MODEL="--model NoiseNet --if_padding --image_size 256 --test_batch_size 8"
 
 set -e
 if [ -e "$OUTPUT" ]; then
@@ -18,14 +18,15 @@ echo "== data.py demo --output $DATA"
 MADE=$("$PYTHON" "$REPOSITORY/data.py" demo --output "$DATA")
 echo "$MADE"
 script data.py check "$DATA/train.json" "$DATA/test_datasets.json" --output "$DATA/report.json"
-script train.py $MODEL --data_path "$DATA/train.json" --test_data_path "$DATA/test_datasets.json" --output_dir "$OUTPUT" \
-    --batch_size 8 --test_batch_size 8 --epochs 18 --lr 3e-3 --weight_decay 0.01 --warmup_epochs 1 --test_period 6 --save_period 6 \
-    --log_per_epoch_count 2 --if_predict_label "$@"
-script test.py $MODEL --test_data_json "$DATA/test_datasets.json" --checkpoint_path "$OUTPUT" --output_dir "$OUTPUT/test" --test_batch_size 8 \
-    --metrics PixelF1 PixelIOU PixelAUC ImageAUC ImageF1 --save_per_image
-script test_robust.py $MODEL --test_data_path "$DATA/test_splicing.json" --checkpoint_path "$OUTPUT" --output_dir "$OUTPUT/robust" --test_batch_size 8
-script save_images.py $MODEL --test_data_path "$DATA/test_datasets.json" --checkpoint_path "$OUTPUT" --output_dir "$OUTPUT/images" --test_batch_size 8 \
-    --save_overlay
+script train.py $MODEL --data_path "$DATA/train.json" --test_data_path "$DATA/test_datasets.json" \
+    --batch_size 8 --epochs 18 --lr 3e-3 --weight_decay 0.01 --warmup_epochs 1 --test_period 6 --save_period 6 \
+    --log_per_epoch_count 2 --if_predict_label --output_dir "$OUTPUT" "$@"
+script test.py $MODEL --test_data_json "$DATA/test_datasets.json" --checkpoint_path "$OUTPUT" \
+    --metrics PixelF1 PixelIOU PixelAUC ImageAUC ImageF1 --save_per_image --output_dir "$OUTPUT/test"
+script test_robust.py $MODEL --test_data_path "$DATA/test_splicing.json" --checkpoint_path "$OUTPUT" \
+    --output_dir "$OUTPUT/robust"
+script save_images.py $MODEL --test_data_path "$DATA/test_datasets.json" --checkpoint_path "$OUTPUT" \
+    --save_overlay --output_dir "$OUTPUT/images"
 
 cat <<TEXT
 

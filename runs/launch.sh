@@ -1,5 +1,6 @@
-# Sourced by the launchers: `launch SCRIPT FLAGS...` runs a script of the repository with its output on the terminal and in $OUTPUT/logs.log
-# and $OUTPUT/error.log, and ends with the script's exit code. Plain sh. Paths are taken from the directory you stand in.
+# Sourced by the launchers: `launch SCRIPT FLAGS...` runs a script of the repository with its output on the terminal and
+# in $OUTPUT/logs.log and $OUTPUT/error.log, and ends with the script's exit code. Plain sh. Paths are taken from the
+# directory you stand in.
 #   PYTHON   interpreter (default: the repository's .venv, else python3)
 #   NPROC    processes on this machine, one per GPU (default 1)
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines; see train_several_machines.sh
@@ -13,8 +14,9 @@ launch() {
     script=$REPOSITORY/$1
     shift
     if [ "${NNODES:-1}" -gt 1 ]; then
-        set -- "$PYTHON" -m torch.distributed.run --nnodes="$NNODES" --node_rank="${NODE_RANK:?set NODE_RANK, 0 on the first machine}" \
-            --nproc_per_node="${NPROC:-1}" --rdzv_backend=c10d --rdzv_id="${RDZV_ID:-imdl}" \
+        set -- "$PYTHON" -m torch.distributed.run --nnodes="$NNODES" --nproc_per_node="${NPROC:-1}" \
+            --node_rank="${NODE_RANK:?set NODE_RANK, 0 on the first machine}" \
+            --rdzv_backend=c10d --rdzv_id="${RDZV_ID:-imdl}" \
             --rdzv_endpoint="${MASTER_ADDR:?set MASTER_ADDR to the first machine}:${MASTER_PORT:-29400}" "$script" "$@"
     elif [ "${NPROC:-1}" -gt 1 ]; then
         set -- "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$NPROC" "$script" "$@"
@@ -25,7 +27,8 @@ launch() {
     code_file=$(mktemp)
     # Standard output goes to one tee, standard error (through descriptor 3) to another, the exit code into a file.
     exec 4>&1
-    { { "$@" 2>&3 3>&- 4>&-; echo $? > "$code_file"; } | tee -a "$OUTPUT/logs.log" >&4; } 3>&1 4>&4 | tee -a "$OUTPUT/error.log" >&2
+    { { "$@" 2>&3 3>&- 4>&-; echo $? > "$code_file"; } | tee -a "$OUTPUT/logs.log" >&4; } 3>&1 4>&4 \
+        | tee -a "$OUTPUT/error.log" >&2
     exec 4>&-
     code=$(cat "$code_file")
     rm -f "$code_file"

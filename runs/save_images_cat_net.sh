@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Masks: what the newest checkpoint of Cat_Net, or the one you name, predicts for a dataset or a plain folder of pictures.
-#   TEST=my_photos CHECKPOINT=output_cat_net/checkpoint-9.pth sh runs/save_images_cat_net.sh [more flags of save_images.py]
+# Masks: what Cat_Net's newest checkpoint, or the one you name, predicts for a dataset or a plain folder of pictures.
+#   TEST=my_photos CHECKPOINT=output_cat_net/checkpoint-9.pth sh runs/save_images_cat_net.sh [more flags]
 TEST=${TEST:?set TEST to a dataset or a folder of pictures}
 CHECKPOINT=${CHECKPOINT:-output_cat_net}
 OUTPUT=${OUTPUT:-output_cat_net/images}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Masks: what the newest checkpoint of IML_ViT, or the one you name, predicts for a dataset or a plain folder of pictures.
-#   TEST=my_photos CHECKPOINT=output_iml_vit/checkpoint-9.pth sh runs/save_images_iml_vit.sh [more flags of save_images.py]
+# Masks: what IML_ViT's newest checkpoint, or the one you name, predicts for a dataset or a plain folder of pictures.
+#   TEST=my_photos CHECKPOINT=output_iml_vit/checkpoint-9.pth sh runs/save_images_iml_vit.sh [more flags]
 TEST=${TEST:?set TEST to a dataset or a folder of pictures}
 CHECKPOINT=${CHECKPOINT:-output_iml_vit}
 OUTPUT=${OUTPUT:-output_iml_vit/images}

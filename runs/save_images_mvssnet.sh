@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Masks: what the newest checkpoint of MVSSNet, or the one you name, predicts for a dataset or a plain folder of pictures.
-#   TEST=my_photos CHECKPOINT=output_mvssnet/checkpoint-9.pth sh runs/save_images_mvssnet.sh [more flags of save_images.py]
+# Masks: what MVSSNet's newest checkpoint, or the one you name, predicts for a dataset or a plain folder of pictures.
+#   TEST=my_photos CHECKPOINT=output_mvssnet/checkpoint-9.pth sh runs/save_images_mvssnet.sh [more flags]
 TEST=${TEST:?set TEST to a dataset or a folder of pictures}
 CHECKPOINT=${CHECKPOINT:-output_mvssnet}
 OUTPUT=${OUTPUT:-output_mvssnet/images}

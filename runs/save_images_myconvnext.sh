@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Masks: what the newest checkpoint of MyConvNeXt, or the one you name, predicts for a dataset or a plain folder of pictures.
-#   TEST=my_photos CHECKPOINT=output_myconvnext/checkpoint-9.pth sh runs/save_images_myconvnext.sh [more flags of save_images.py]
+# Masks: what MyConvNeXt's newest checkpoint, or the one you name, predicts for a dataset or a plain folder of pictures.
+#   TEST=my_photos CHECKPOINT=output_myconvnext/checkpoint-9.pth sh runs/save_images_myconvnext.sh [more flags]
 TEST=${TEST:?set TEST to a dataset or a folder of pictures}
 CHECKPOINT=${CHECKPOINT:-output_myconvnext}
 OUTPUT=${OUTPUT:-output_myconvnext/images}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Masks: what the newest checkpoint of MyModel, or the one you name, predicts for a dataset or a plain folder of pictures.
-#   TEST=my_photos CHECKPOINT=output_mymodel/checkpoint-9.pth sh runs/save_images_mymodel.sh [more flags of save_images.py]
+# Masks: what MyModel's newest checkpoint, or the one you name, predicts for a dataset or a plain folder of pictures.
+#   TEST=my_photos CHECKPOINT=output_mymodel/checkpoint-9.pth sh runs/save_images_mymodel.sh [more flags]
 TEST=${TEST:?set TEST to a dataset or a folder of pictures}
 CHECKPOINT=${CHECKPOINT:-output_mymodel}
 OUTPUT=${OUTPUT:-output_mymodel/images}

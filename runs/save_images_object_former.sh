@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Masks: what the newest checkpoint of ObjectFormer, or the one you name, predicts for a dataset or a plain folder of pictures.
-#   TEST=my_photos CHECKPOINT=output_object_former/checkpoint-9.pth sh runs/save_images_object_former.sh [more flags of save_images.py]
+# Masks: what ObjectFormer's newest checkpoint, or the one you name, predicts for a dataset or plain folder of pictures.
+#   TEST=my_photos CHECKPOINT=output_object_former/checkpoint-9.pth sh runs/save_images_object_former.sh [more flags]
 TEST=${TEST:?set TEST to a dataset or a folder of pictures}
 CHECKPOINT=${CHECKPOINT:-output_object_former}
 OUTPUT=${OUTPUT:-output_object_former/images}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Robustness: the newest checkpoint of MyConvNeXt, or the one you name, under blur, noise and JPEG compression.
-#   TEST=CASIA1 CHECKPOINT=output_myconvnext/checkpoint-9.pth sh runs/test_robust_myconvnext.sh [more flags of test_robust.py]
+#   TEST=CASIA1 CHECKPOINT=output_myconvnext/checkpoint-9.pth sh runs/test_robust_myconvnext.sh [more flags]
 TEST=${TEST:?set TEST to the test set: folder with Tp/ and Gt/, or a JSON}
 CHECKPOINT=${CHECKPOINT:-output_myconvnext}
 OUTPUT=${OUTPUT:-output_myconvnext/robust}

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train: CAT-Net, Kwon et al., WACV 2021 and IJCV 2022.
-# Settings of IMDL-BenCo's script (4 GPUs), with what its network saw (input_range imdlbenco). As the authors meant it: INPUT_RANGE=authors
-# and --if_padding in place of --if_resizing, so that the JPEG's own coefficients are read. Needs jpeglib.
+# Settings of IMDL-BenCo's script (4 GPUs), with what its network saw (input_range imdlbenco). As the authors meant it:
+# INPUT_RANGE=authors and --if_padding in place of --if_resizing, so that the JPEG's own coefficients are read. Needs
+# jpeglib.
 #   DATA=CASIA2 TEST=CASIA1 sh runs/train_cat_net.sh [more flags of train.py]
 DATA=${DATA:?set DATA to the training set: folder with Tp/ and Gt/, or a JSON}
 TEST=${TEST:?set TEST to the test set, or a JSON of several}

@@ -9,5 +9,6 @@ OUTPUT=${OUTPUT:-output_mvssnet}
 . "$(dirname "$0")/launch.sh"
 launch train.py --model MVSSNet --pretrained_base \
     --if_resizing --image_size 512 --edge_mask_width 7 \
-    --batch_size 1 --accum_iter 8 --epochs 200 --lr 2e-5 --min_lr 5e-7 --weight_decay 0.05 --warmup_epochs 2 --if_not_amp \
+    --batch_size 1 --accum_iter 8 --epochs 200 --lr 2e-5 --min_lr 5e-7 --weight_decay 0.05 --warmup_epochs 2 \
+    --if_not_amp \
     --data_path "$DATA" --test_data_path "$TEST" --output_dir "$OUTPUT" "$@"

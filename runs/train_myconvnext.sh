@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train: The tutorial's model, a timm ConvNeXt.
-# Data: CASIA v2 for training, CASIA v1 for testing. The backbone's ImageNet weights are downloaded once; --no-pretrained goes without.
+# Data: CASIA v2 for training, CASIA v1 for testing. The backbone's ImageNet weights are downloaded once;
+# --no-pretrained goes without.
 #   DATA=CASIA2 TEST=CASIA1 sh runs/train_myconvnext.sh [more flags of train.py]
 DATA=${DATA:?set DATA to the training set: folder with Tp/ and Gt/, or a JSON}
 TEST=${TEST:?set TEST to the test set, or a JSON of several}

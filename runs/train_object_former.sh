@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train: ObjectFormer, Wang et al., CVPR 2022, as reproduced by IMDL-BenCo.
-# Settings of IMDL-BenCo's script. Its weights of the transformer blocks are unpublished; --init_weight_path takes such a file.
+# Settings of IMDL-BenCo's script. Its weights of the transformer blocks are unpublished; --init_weight_path takes such
+# a file.
 #   DATA=CASIA2 TEST=CASIA1 sh runs/train_object_former.sh [more flags of train.py]
 DATA=${DATA:?set DATA to the training set: folder with Tp/ and Gt/, or a JSON}
 TEST=${TEST:?set TEST to the test set, or a JSON of several}

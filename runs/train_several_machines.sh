@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train on several machines: start this on each of them, with the same dataset and repository in place.
-#   first machine:  NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 NPROC=8 DATA=... TEST=... sh runs/train_several_machines.sh
-#   second machine: NNODES=2 NODE_RANK=1 MASTER_ADDR=10.0.0.1 NPROC=8 DATA=... TEST=... sh runs/train_several_machines.sh
+#   export NNODES=2 MASTER_ADDR=10.0.0.1 NPROC=8 DATA=... TEST=...    # on both; then
+#   NODE_RANK=0 sh runs/train_several_machines.sh    # on the first machine, that of MASTER_ADDR
+#   NODE_RANK=1 sh runs/train_several_machines.sh    # on the second
 DATA=${DATA:?set DATA to the training set: folder with Tp/ and Gt/, or a JSON}
 TEST=${TEST:?set TEST to the test set, or a JSON of several}
 OUTPUT=${OUTPUT:-output_several_machines}

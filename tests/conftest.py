@@ -22,19 +22,20 @@ sys.path.insert(0, str(ROOT))
 
 
 def run_script(*command, cwd, processes=None, env=None, timeout=300, root=ROOT):
-    """Run `python <command>` of the repository as a user does, under torchrun with `processes`; returns the CompletedProcess."""
+    """Run a script of the repository as a user does, under torchrun with `processes`; returns the CompletedProcess."""
     launcher = [sys.executable]
     if processes:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     script, *flags = map(str, command)
-    return subprocess.run([*launcher, str(root / script), *flags], cwd=cwd, capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+    return subprocess.run([*launcher, str(root / script), *flags], cwd=cwd, capture_output=True, text=True,
+                          timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
 
 
 def run_here(script, *flags):
-    """Run a script of the repository within this process, as `python <script> <flags>` would; returns a CompletedProcess.
+    """Run `python <script> <flags>` of the repository within this process; returns a CompletedProcess.
 
-    The same file runs as `__main__` with the same exit code and output; only the seconds of a new interpreter's imports are saved.
+    The same file runs as `__main__` with the same exit code and output; only the seconds of a new interpreter's imports
+    are saved.
     """
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv, code = [script, *map(str, flags)], 0
@@ -49,7 +50,7 @@ def run_here(script, *flags):
 
 
 def make_pictures(folder, count, seed=0, authentic=0, sizes=((96, 128), (128, 96), (80, 80))):
-    """Make a ManiDataset of `count` tampered pictures below `folder` and `authentic` pictures in Au/, and set.json over all; returns `folder`.
+    """Make a ManiDataset of `count` tampered pictures in `folder`, `authentic` ones in Au/, and set.json over all.
 
     The pictures are smooth noise with a bright rectangle pasted in, which its mask shows.
     """
@@ -82,7 +83,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory):
-    """A copy of the repository's code with the models of probe_models.py, for scripts that run in processes of their own."""
+    """A copy of the repository's code with the models of probe_models.py, for scripts run in their own processes."""
     root = tmp_path_factory.mktemp("repository")
     for file in ROOT.glob("*.py"):
         shutil.copy(file, root)

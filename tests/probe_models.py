@@ -1,4 +1,7 @@
-"""Models with one property each that a test needs; the fixture `repository` puts this file into models/ of a copy, and importing it registers them here."""
+"""Models with one property each that a test needs.
+
+The fixture `repository` puts this file into models/ of a copy, and importing it registers them here.
+"""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -12,12 +15,14 @@ class RandomNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(8, 1, 1))
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3),
+                                 nn.Conv2d(8, 1, 1))
 
     def forward(self, image, mask, *args, **kwargs):
         logits = self.net(image)
         loss = F.binary_cross_entropy_with_logits(logits, mask)
-        return {"backward_loss": loss, "pred_mask": logits.sigmoid(), "pred_label": logits.sigmoid().amax(dim=(1, 2, 3))}
+        return {"backward_loss": loss, "pred_mask": logits.sigmoid(),
+                "pred_label": logits.sigmoid().amax(dim=(1, 2, 3))}
 
 
 @MODELS.register_module()
@@ -33,8 +38,8 @@ class Tutorial(nn.Module):
     def forward(self, image, mask, label, *args, **kwargs):
         pred_mask = self.conv(image)
         loss = self.loss(pred_mask, mask)
-        return {"backward_loss": loss, "pred_mask": 9 * pred_mask, "pred_label": torch.mean(pred_mask), "visual_loss": {"predict_loss": loss},
-                "visual_image": {"pred_mask": pred_mask}}
+        return {"backward_loss": loss, "pred_mask": 9 * pred_mask, "pred_label": torch.mean(pred_mask),
+                "visual_loss": {"predict_loss": loss}, "visual_image": {"pred_mask": pred_mask}}
 
 
 @MODELS.register_module()

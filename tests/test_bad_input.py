@@ -1,4 +1,5 @@
-"""Every mistake ends in one sentence that names the file, flag or key and the cure, with exit code 1, no traceback, and nothing trained.
+"""Every mistake ends in one sentence that names the file, flag or key and the cure, with exit code 1, no traceback, and
+nothing trained.
 
 Run: python -m pytest tests/test_bad_input.py
 """
@@ -53,21 +54,27 @@ def bad(tmp_path_factory):
     truncated.write_bytes(truncated.read_bytes()[:-200])
 
     # JSON files
-    for name, text in {"malformed": '[["Tp/p000.png", "Negative"],]', "zero_bytes": "", "empty_list": "[]", "empty_object": "{}", "number": "7",
-                       "triple": '[["a.png", "b.png", "c.png"]]', "missing": '[["good/Tp/p000.png", "Negative"], ["good/Tp/gone.png", "Negative"]]',
-                       "mixed": '[["ManiDataset", "good"], ["good/Tp/p000.png", "Negative"]]', "wrong_kind": '[["JsonDataset", "good"]]',
-                       "no_path": '{"casia": ["good"]}', "outside": '{"../casia": "good"}', "set_missing": '{"casia": "gone"}',
-                       "sets": '{"casia": "good"}', "picture_as_mask": '[["good/Tp/p000.png", "good/Gt/gone.png"]]'}.items():
+    for name, text in {"zero_bytes": "", "empty_list": "[]", "empty_object": "{}", "number": "7",
+                       "malformed": '[["Tp/p000.png", "Negative"],]', "triple": '[["a.png", "b.png", "c.png"]]',
+                       "missing": '[["good/Tp/p000.png", "Negative"], ["good/Tp/gone.png", "Negative"]]',
+                       "mixed": '[["ManiDataset", "good"], ["good/Tp/p000.png", "Negative"]]',
+                       "wrong_kind": '[["JsonDataset", "good"]]', "no_path": '{"casia": ["good"]}',
+                       "outside": '{"../casia": "good"}', "set_missing": '{"casia": "gone"}',
+                       "sets": '{"casia": "good"}',
+                       "picture_as_mask": '[["good/Tp/p000.png", "good/Gt/gone.png"]]'}.items():
         (root / f"{name}.json").write_text(text)
     (root / "not_utf8.json").write_bytes(b'[["\xff\xfe", "Negative"]]')
 
     # checkpoints
     state = models.mymodel.MyModel().state_dict()
     for name, content in {"good": {"model": state}, "other_model": {"model": probe_models.RandomNet().state_dict()},
-                          "other_flag": models.mymodel.MyModel(kernel_size=5).state_dict(), "code": {"model": Code(root / "executed")},
-                          "list": [1, 2], "no_state": {"model": "weights"}, "empty_dict": {}, "whole_model": models.mymodel.MyModel(),
-                          "other_optimizer": {"model": state, "optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "epoch": 0},
-                          "tutorial": probe_models.Tutorial(1, "").state_dict(), "only32": probe_models.Only32().state_dict(),
+                          "other_flag": models.mymodel.MyModel(kernel_size=5).state_dict(),
+                          "code": {"model": Code(root / "executed")}, "whole_model": models.mymodel.MyModel(),
+                          "list": [1, 2], "no_state": {"model": "weights"}, "empty_dict": {},
+                          "other_optimizer": {"model": state, "optimizer": {"state": {}, "param_groups": []},
+                                              "scaler": {}, "epoch": 0},
+                          "tutorial": probe_models.Tutorial(1, "").state_dict(),
+                          "only32": probe_models.Only32().state_dict(),
                           "only32_half": probe_models.Only32().state_dict(), "red": probe_models.Red().state_dict(),
                           "nan": {"conv.weight": state["conv.weight"] * torch.nan, "conv.bias": state["conv.bias"]},
                           "loss_only": probe_models.LossOnly().state_dict()}.items():
@@ -79,18 +86,22 @@ def bad(tmp_path_factory):
     shutil.copy(root / "good.pth", root / "others" / "latest.pth")
     for epoch in (0, 1):
         (root / "trained").mkdir(exist_ok=True)
-        torch.save({"model": state, "epoch": epoch, "optimizer": torch.optim.AdamW(models.mymodel.MyModel().parameters()).state_dict()},
+        torch.save({"model": state, "epoch": epoch,
+                    "optimizer": torch.optim.AdamW(models.mymodel.MyModel().parameters()).state_dict()},
                    root / "trained" / f"checkpoint-{epoch}.pth")
     (root / "a_file").write_text("no folder")
     return root
 
 
-TEST_DATA = {"train.py": "--data_path", "test.py": "--test_data_json", "test_robust.py": "--test_data_path", "save_images.py": "--test_data_path"}
+TEST_DATA = {"train.py": "--data_path", "test.py": "--test_data_json", "test_robust.py": "--test_data_path",
+             "save_images.py": "--test_data_path"}
 
 
 def command(script, bad, output, changes):
-    """The flags of a command that works, with `changes` {flag: value}: None takes a flag away, "" gives it no value; {bad} and {out} are paths."""
-    flags = {"--model": "MyModel", TEST_DATA[script]: "{bad}/good", "--output_dir": "{out}", "--if_resizing": "", "--image_size": "64", "--num_workers": "0"}
+    """The flags of a command that works, with `changes` {flag: value}: None takes a flag away, "" gives it no value;
+    {bad} and {out} are paths."""
+    flags = {"--model": "MyModel", TEST_DATA[script]: "{bad}/good", "--output_dir": "{out}", "--if_resizing": "",
+             "--image_size": "64", "--num_workers": "0"}
     flags |= {"--epochs": "1"} if script == "train.py" else {"--checkpoint_path": "{bad}/good.pth"}
     words = []
     for flag, value in {**flags, **changes}.items():
@@ -102,7 +113,8 @@ def command(script, bad, output, changes):
 def check(done, words, bad, output):
     """One line on standard error with all the words, exit code 1, no traceback, nothing trained."""
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and done.stderr.endswith("\n"), done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.endswith("\n"), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     for word in words:
         assert word.format(bad=bad, out=output) in done.stderr, done.stderr
@@ -147,7 +159,8 @@ def test_data(bad, tmp_path, script, value):
 def test_files_that_are_read_during_the_run(bad, tmp_path, script, value):
     """Without a fingerprint nothing is read beforehand."""
     changes = {TEST_DATA[script]: f"{{bad}}/{value}", "--no_fingerprint": ""}
-    check(run_here(*command(script, bad, tmp_path / "out", changes)), DATA_CASES[f"{{bad}}/{value}"], bad, tmp_path / "out")
+    check(run_here(*command(script, bad, tmp_path / "out", changes)), DATA_CASES[f"{{bad}}/{value}"], bad,
+          tmp_path / "out")
 
 
 FLAG_CASES = {  # name -> (script, changes, words)
@@ -156,66 +169,102 @@ FLAG_CASES = {  # name -> (script, changes, words)
     "both fittings": ("save_images.py", {"--if_padding": ""}, ["exactly one of --if_resizing", "--if_padding"]),
     "no model": ("test.py", {"--model": None}, ["--model", "required"]),
     "unknown model": ("test.py", {"--model": "MyModell"}, ["--model MyModell", "Did you mean MyModel?"]),
-    "unknown flag": ("train.py", {"--epoch": "3"}, ["--epoch", "neither train.py nor the model MyModel has this flag", "Did you mean --epochs?"]),
+    "unknown flag": ("train.py", {"--epoch": "3"},
+                     ["--epoch", "neither train.py nor the model MyModel has this flag", "Did you mean --epochs?"]),
     "no number": ("train.py", {"--batch_size": "two"}, ["--batch_size", "two"]),
     "below one": ("train.py", {"--epochs": "0"}, ["--epochs", "0"]),
     "missing data flag": ("train.py", {"--data_path": None}, ["--data_path", "required"]),
-    "missing model flag": ("train.py", {"--model": "Tutorial", "--pre_trained_weights": "x"}, ["--MyModel_Customized_param", "required"]),
-    "wrong model flag": ("train.py", {"--model": "Tutorial", "--MyModel_Customized_param": "x"}, ["--MyModel_Customized_param", "x"]),
+    "missing model flag": ("train.py", {"--model": "Tutorial", "--pre_trained_weights": "x"},
+                           ["--MyModel_Customized_param", "required"]),
+    "wrong model flag": ("train.py", {"--model": "Tutorial", "--MyModel_Customized_param": "x"},
+                         ["--MyModel_Customized_param", "x"]),
     "unknown metric": ("test.py", {"--metrics": "PixelF2"}, ["PixelF2", "PixelF1"]),
     "unknown mode": ("train.py", {"--metrics": "PixelF1:doubel"}, ["doubel", "double"]),
-    "metric twice": ("train.py", {"--metrics": "PixelF1 PixelF1", "--test_data_path": "{bad}/good", "--epochs": "2", "--test_period": "2"}, ["pixel-level F1", "twice"]),
-    "one pred_label for a batch": ("train.py", {"--model": "Tutorial", "--MyModel_Customized_param": "1", "--pre_trained_weights": "x", "--batch_size": "5",
-                                                "--test_data_path": "{bad}/good/set.json", "--if_predict_label": "", "--epochs": "2", "--test_period": "2"},
+    "metric twice": ("train.py", {"--metrics": "PixelF1 PixelF1", "--test_data_path": "{bad}/good", "--epochs": "2",
+                                  "--test_period": "2"}, ["pixel-level F1", "twice"]),
+    "one pred_label for a batch": ("train.py", {"--model": "Tutorial", "--MyModel_Customized_param": "1",
+                                                "--pre_trained_weights": "x", "--batch_size": "5",
+                                                "--test_data_path": "{bad}/good/set.json", "--if_predict_label": "",
+                                                "--epochs": "2", "--test_period": "2"},
                                    ["Tutorial: pred_label is ()", "image-level F1"]),
     "no such device": ("test.py", {"--device": "cuda:7"}, ["--device cuda:7"]),
     "unknown device": ("test.py", {"--device": "gpu"}, ["--device gpu", "cuda"]),
-    "unknown backbone": ("train.py", {"--model": "MyConvNeXt", "--backbone": "convnext_tini", "--no-pretrained": ""}, ["--backbone convnext_tini", "convnext_tiny"]),
+    "unknown backbone": ("train.py", {"--model": "MyConvNeXt", "--backbone": "convnext_tini", "--no-pretrained": ""},
+                         ["--backbone convnext_tini", "convnext_tiny"]),
     # data of the wrong kind for the place
-    "plain folder for training": ("train.py", {"--data_path": "{bad}/good/Tp"}, ["--data_path", "good/Tp", "without Tp/ and Gt/"]),
-    "plain folder for testing": ("test.py", {"--test_data_json": "{bad}/good/Tp"}, ["--test_data_json", "good/Tp", "without Tp/ and Gt/"]),
-    "several sets for training": ("train.py", {"--data_path": "{bad}/sets.json"}, ["--data_path", "sets.json", "several sets"]),
-    "set of the wrong kind": ("train.py", {"--data_path": "{bad}/wrong_kind.json"}, ["--data_path", "wrong_kind.json", "JsonDataset", "ManiDataset"]),
+    "plain folder for training": ("train.py", {"--data_path": "{bad}/good/Tp"},
+                                  ["--data_path", "good/Tp", "without Tp/ and Gt/"]),
+    "plain folder for testing": ("test.py", {"--test_data_json": "{bad}/good/Tp"},
+                                 ["--test_data_json", "good/Tp", "without Tp/ and Gt/"]),
+    "several sets for training": ("train.py", {"--data_path": "{bad}/sets.json"},
+                                  ["--data_path", "sets.json", "several sets"]),
+    "set of the wrong kind": ("train.py", {"--data_path": "{bad}/wrong_kind.json"},
+                              ["--data_path", "wrong_kind.json", "JsonDataset", "ManiDataset"]),
     "bad test set of a training": ("train.py", {"--test_data_path": "{bad}/gone"}, ["--test_data_path", "{bad}/gone"]),
     "set without a path": ("test.py", {"--test_data_json": "{bad}/no_path.json"}, ["no_path.json", "'casia'"]),
-    "set name with a slash": ("save_images.py", {"--test_data_path": "{bad}/outside.json"}, ["outside.json", "'../casia'"]),
-    "set that is missing": ("test_robust.py", {"--test_data_path": "{bad}/set_missing.json"}, ["set_missing.json", "'casia'", "gone"]),
-    "folder without pictures": ("save_images.py", {"--test_data_path": "{bad}/photos_without_photos"}, ["photos_without_photos", "no picture"]),
-    "empty folder": ("save_images.py", {"--test_data_path": "{bad}/empty"}, ["--test_data_path", "{bad}/empty", "no picture"]),
+    "set name with a slash": ("save_images.py", {"--test_data_path": "{bad}/outside.json"},
+                              ["outside.json", "'../casia'"]),
+    "set that is missing": ("test_robust.py", {"--test_data_path": "{bad}/set_missing.json"},
+                            ["set_missing.json", "'casia'", "gone"]),
+    "folder without pictures": ("save_images.py", {"--test_data_path": "{bad}/photos_without_photos"},
+                                ["photos_without_photos", "no picture"]),
+    "empty folder": ("save_images.py", {"--test_data_path": "{bad}/empty"},
+                     ["--test_data_path", "{bad}/empty", "no picture"]),
     # checkpoints
-    "checkpoint that is missing": ("test.py", {"--checkpoint_path": "{bad}/gone.pth"}, ["--checkpoint_path", "{bad}/gone.pth", "no such file"]),
-    "folder without checkpoints": ("test.py", {"--checkpoint_path": "{bad}/empty"}, ["--checkpoint_path", "{bad}/empty", "no checkpoint-<n>.pth"]),
-    "folder with other names": ("test_robust.py", {"--checkpoint_path": "{bad}/others"}, ["{bad}/others", "latest.pth"]),
-    "another model": ("test.py", {"--checkpoint_path": "{bad}/other_model.pth"}, ["other_model.pth", "MyModel", "missing, first conv.weight, conv.bias",
-                                                                                 "unexpected, first net.0.weight"]),
-    "another flag": ("save_images.py", {"--checkpoint_path": "{bad}/other_flag.pth"}, ["other_flag.pth", "conv.weight (1, 3, 5, 5) instead of (1, 3, 3, 3)"]),
-    "truncated": ("test_robust.py", {"--checkpoint_path": "{bad}/truncated.pth"}, ["--checkpoint_path", "truncated.pth", "truncated or no checkpoint"]),
-    "zero bytes": ("test.py", {"--checkpoint_path": "{bad}/zero_bytes.pth"}, ["zero_bytes.pth", "truncated or no checkpoint"]),
+    "checkpoint that is missing": ("test.py", {"--checkpoint_path": "{bad}/gone.pth"},
+                                   ["--checkpoint_path", "{bad}/gone.pth", "no such file"]),
+    "folder without checkpoints": ("test.py", {"--checkpoint_path": "{bad}/empty"},
+                                   ["--checkpoint_path", "{bad}/empty", "no checkpoint-<n>.pth"]),
+    "folder with other names": ("test_robust.py", {"--checkpoint_path": "{bad}/others"},
+                                ["{bad}/others", "latest.pth"]),
+    "another model": ("test.py", {"--checkpoint_path": "{bad}/other_model.pth"},
+                      ["other_model.pth", "MyModel", "missing, first conv.weight, conv.bias",
+                       "unexpected, first net.0.weight"]),
+    "another flag": ("save_images.py", {"--checkpoint_path": "{bad}/other_flag.pth"},
+                     ["other_flag.pth", "conv.weight (1, 3, 5, 5) instead of (1, 3, 3, 3)"]),
+    "truncated": ("test_robust.py", {"--checkpoint_path": "{bad}/truncated.pth"},
+                  ["--checkpoint_path", "truncated.pth", "truncated or no checkpoint"]),
+    "zero bytes": ("test.py", {"--checkpoint_path": "{bad}/zero_bytes.pth"},
+                   ["zero_bytes.pth", "truncated or no checkpoint"]),
     "text": ("test.py", {"--checkpoint_path": "{bad}/text.pth"}, ["text.pth", "checkpoint"]),
     "list": ("test.py", {"--checkpoint_path": "{bad}/list.pth"}, ["list.pth", "holds a list"]),
     "no state dict": ("test.py", {"--checkpoint_path": "{bad}/no_state.pth"}, ["no_state.pth", "no state dict"]),
     "empty dict": ("test.py", {"--checkpoint_path": "{bad}/empty_dict.pth"}, ["empty_dict.pth", "checkpoint"]),
-    "whole model": ("test.py", {"--checkpoint_path": "{bad}/whole_model.pth"}, ["whole_model.pth", "models.mymodel.MyModel", "state_dict()"]),
-    "resume from code": ("train.py", {"--resume": "{bad}/code.pth"}, ["--resume", "code.pth", "mkdir", "can execute code"]),
-    "resume another optimizer": ("train.py", {"--resume": "{bad}/other_optimizer.pth"}, ["--resume", "other_optimizer.pth", "optimizer"]),
+    "whole model": ("test.py", {"--checkpoint_path": "{bad}/whole_model.pth"},
+                    ["whole_model.pth", "models.mymodel.MyModel", "state_dict()"]),
+    "resume from code": ("train.py", {"--resume": "{bad}/code.pth"},
+                         ["--resume", "code.pth", "mkdir", "can execute code"]),
+    "resume another optimizer": ("train.py", {"--resume": "{bad}/other_optimizer.pth"},
+                                 ["--resume", "other_optimizer.pth", "optimizer"]),
     "resume nothing": ("train.py", {"--resume": "{bad}/empty"}, ["--resume", "{bad}/empty", "no checkpoint-<n>.pth"]),
-    "everything trained": ("train.py", {"--start_epoch": "3", "--epochs": "3"}, ["nothing to train", "--start_epoch", "next epoch is 3", "Raise --epochs"]),
+    "everything trained": ("train.py", {"--start_epoch": "3", "--epochs": "3"},
+                           ["nothing to train", "--start_epoch", "next epoch is 3", "Raise --epochs"]),
     # output
-    "file as output folder": ("train.py", {"--output_dir": "{bad}/a_file"}, ["--output_dir", "a_file", "can't be written to"]),
-    "output below a file": ("test.py", {"--output_dir": "{bad}/a_file/out"}, ["--output_dir", "a_file/out", "can't be written to"]),
-    "output that nobody may write": ("save_images.py", {"--output_dir": "/proc/out"}, ["--output_dir /proc/out", "can't be written to"]),
-    "log folder that nobody may write": ("train.py", {"--log_dir": "/proc/log"}, ["--log_dir /proc/log", "can't be written to"]),
+    "file as output folder": ("train.py", {"--output_dir": "{bad}/a_file"},
+                              ["--output_dir", "a_file", "can't be written to"]),
+    "output below a file": ("test.py", {"--output_dir": "{bad}/a_file/out"},
+                            ["--output_dir", "a_file/out", "can't be written to"]),
+    "output that nobody may write": ("save_images.py", {"--output_dir": "/proc/out"},
+                                     ["--output_dir /proc/out", "can't be written to"]),
+    "log folder that nobody may write": ("train.py", {"--log_dir": "/proc/log"},
+                                         ["--log_dir /proc/log", "can't be written to"]),
     # models
     "size that the model can't take": ("train.py", {"--model": "Only32"}, ["Only32", "(1, 3, 64, 64)", "--image_size"]),
-    "mask of another size": ("train.py", {"--model": "Only32", "--half": "", "--image_size": "32", "--test_data_path": "{bad}/good"},
+    "mask of another size": ("train.py", {"--model": "Only32", "--half": "", "--image_size": "32",
+                                          "--test_data_path": "{bad}/good"},
                              ["Only32", "pred_mask is (1, 1, 16, 16)", "(1, 1, 32, 32)"]),
-    "no pred_label for an image metric": ("test.py", {"--model": "Only32", "--checkpoint_path": "{bad}/only32.pth", "--image_size": "32",
-                                                      "--metrics": "ImageAUC"}, ["Only32", "no pred_label", "image-level AUC"]),
-    "no pred_mask": ("save_images.py", {"--model": "LossOnly", "--checkpoint_path": "{bad}/loss_only.pth"}, ["LossOnly", "no pred_mask"]),
+    "no pred_label for an image metric": ("test.py", {"--model": "Only32", "--checkpoint_path": "{bad}/only32.pth",
+                                                      "--image_size": "32", "--metrics": "ImageAUC"},
+                                          ["Only32", "no pred_label", "image-level AUC"]),
+    "no pred_mask": ("save_images.py", {"--model": "LossOnly", "--checkpoint_path": "{bad}/loss_only.pth"},
+                     ["LossOnly", "no pred_mask"]),
     "no backward_loss": ("train.py", {"--model": "Red"}, ["Red", "backward_loss"]),
-    "loss that diverges": ("train.py", {"--model": "LossOnly", "--scale": "inf"}, ["Epoch: [0]", "loss became", "--lr"]),
-    "NaN weights under test": ("test.py", {"--checkpoint_path": "{bad}/nan.pth"}, ["MyModel", "pred_mask is NaN", "p000.png"]),
-    "NaN weights, saving": ("save_images.py", {"--checkpoint_path": "{bad}/nan.pth"}, ["MyModel", "pred_mask holds NaN", "p000.png"]),
+    "loss that diverges": ("train.py", {"--model": "LossOnly", "--scale": "inf"},
+                           ["Epoch: [0]", "loss became", "--lr"]),
+    "NaN weights under test": ("test.py", {"--checkpoint_path": "{bad}/nan.pth"},
+                               ["MyModel", "pred_mask is NaN", "p000.png"]),
+    "NaN weights, saving": ("save_images.py", {"--checkpoint_path": "{bad}/nan.pth"},
+                            ["MyModel", "pred_mask holds NaN", "p000.png"]),
 }
 
 
@@ -239,25 +288,33 @@ def test_earlier_checkpoints_are_not_touched(bad, tmp_path):
     for changes, words in (
             ({}, ["--output_dir", str(trained), "2 checkpoints of an earlier run", "--resume auto"]),
             ({"--resume": "{bad}/good.pth"}, ["--output_dir", str(trained), "2 checkpoints of an earlier run"]),
-            ({"--resume": f"{trained}/checkpoint-0.pth"}, ["--resume", "checkpoint-0.pth", "later checkpoints up to checkpoint-1.pth"])):
-        done = run_here(*command("train.py", bad, tmp_path / "out", {"--output_dir": trained, "--epochs": "9", **changes}))
+            ({"--resume": f"{trained}/checkpoint-0.pth"},
+             ["--resume", "checkpoint-0.pth", "later checkpoints up to checkpoint-1.pth"])):
+        done = run_here(*command("train.py", bad, tmp_path / "out",
+                                 {"--output_dir": trained, "--epochs": "9", **changes}))
         check(done, words, bad, tmp_path / "out")
     assert sorted(os.listdir(trained)) == ["checkpoint-0.pth", "checkpoint-1.pth"]
 
-    flags = ["--model", "MyModel", "--data_path", bad / "good", "--output_dir", tmp_path / "done", "--if_resizing", "--image_size", 64, "--num_workers", 0]
+    flags = ["--model", "MyModel", "--data_path", bad / "good", "--output_dir", tmp_path / "done", "--if_resizing",
+             "--image_size", 64, "--num_workers", 0]
     assert run_here("train.py", *flags, "--epochs", 1).returncode == 0
     done = run_here("train.py", *flags, "--epochs", 1, "--resume", "auto")
-    assert done.returncode == 1 and done.stderr.startswith("error: nothing to train: by --resume ") and "checkpoint-0.pth" in done.stderr
+    assert done.returncode == 1 and "checkpoint-0.pth" in done.stderr
+    assert done.stderr.startswith("error: nothing to train: by --resume ")
 
 
 def test_a_mistake_as_the_user_meets_it(bad, tmp_path):
     """Two commands in processes of their own; the second message comes out of a loader's worker, whole."""
     in_worker = {"--data_path": "{bad}/sizes", "--num_workers": "2", "--no_fingerprint": ""}
-    for changes, words in (({"--model": "MyModell"}, ["Did you mean MyModel?"]), (in_worker, ["sizes/Tp/p002.png", "p002_gt.png", "40x50"])):
-        check(run_script(*command("train.py", bad, tmp_path / "out", changes), cwd=tmp_path), words, bad, tmp_path / "out")
+    for changes, words in (({"--model": "MyModell"}, ["Did you mean MyModel?"]),
+                           (in_worker, ["sizes/Tp/p002.png", "p002_gt.png", "40x50"])):
+        check(run_script(*command("train.py", bad, tmp_path / "out", changes), cwd=tmp_path), words, bad,
+              tmp_path / "out")
 
 
 def test_a_mistake_that_one_process_finds_ends_all(bad, tmp_path):
-    """Only the first process reads the files beforehand: one message, and no traceback of the other, which would wait for the first."""
-    done = run_script(*command("train.py", bad, tmp_path / "out", {"--data_path": "{bad}/truncated_png"}), cwd=tmp_path, processes=2)
-    assert done.returncode == 1 and done.stderr.count("error: --data_path: ") == 1 and "[rank" not in done.stderr, done.stderr
+    """Only the first process reads the files beforehand: one message, and no traceback of the waiting other."""
+    truncated = command("train.py", bad, tmp_path / "out", {"--data_path": "{bad}/truncated_png"})
+    done = run_script(*truncated, cwd=tmp_path, processes=2)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("error: --data_path: ") == 1 and "[rank" not in done.stderr, done.stderr

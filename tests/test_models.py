@@ -65,11 +65,12 @@ class Case:
 
 CASES = [
     Case("MVSSNet", "mvssnet", "MVSSNet", extra=edge_mask, sizes=((64, 96), (75, 100))),
-    Case("Cat_Net", "cat_net", "Cat_Net", extra=cat_net_coefficients, hooked=cat_net_hooks, unbiased=True, prefix="raw/",
-         sizes=((64, 96), (75, 100))),
-    Case("Cat_Net", "cat_net", "Cat_Net", args={"input_range": "imdlbenco"}, extra=cat_net_coefficients, hooked=cat_net_hooks,
-         unbiased=True),
-    Case("IML_ViT", "iml_vit", "IML_ViT", {"input_size": 256}, extra=edge_mask, sizes=((160, 96), (75, 100), (16, 256))),
+    Case("Cat_Net", "cat_net", "Cat_Net", extra=cat_net_coefficients, hooked=cat_net_hooks, unbiased=True,
+         prefix="raw/", sizes=((64, 96), (75, 100))),
+    Case("Cat_Net", "cat_net", "Cat_Net", args={"input_range": "imdlbenco"}, extra=cat_net_coefficients,
+         hooked=cat_net_hooks, unbiased=True),
+    Case("IML_ViT", "iml_vit", "IML_ViT", {"input_size": 256}, extra=edge_mask,
+         sizes=((160, 96), (75, 100), (16, 256))),
     Case("ObjectFormer", "object_former", "ObjectFormer", {"input_size": 128, "num_prototypes": 128},
          refused=((64, 64), (128, 96))),
 ]

@@ -1,4 +1,4 @@
-"""test.py, test_robust.py and save_images.py end to end, and that the numbers do not depend on batch size and processes.
+"""test.py, test_robust.py and save_images.py end to end; numbers do not depend on batch size and number of processes.
 
 Run: python -m pytest tests/test_testing.py
 """
@@ -39,7 +39,7 @@ def random_state(seed):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A folder with three untrained checkpoints of MyModel, whose numbers sort differently as text, and a file that is none."""
+    """A folder with three untrained checkpoints of MyModel, whose numbers sort otherwise as text, and another file."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for number in (10, 2, 0):
         torch.save({"model": random_state(number), "epoch": number}, folder / f"checkpoint-{number}.pth")
@@ -53,14 +53,15 @@ def checkpoints(tmp_path_factory):
 
 def test_every_checkpoint_of_a_folder_on_every_set(pictures, checkpoints, tmp_path):
     (tmp_path / "sets.json").write_text(json.dumps({"mani": str(pictures), "all": str(pictures / "set.json")}))
-    done = run_here("test.py", "--model", "MyModel", "--test_data_json", tmp_path / "sets.json", "--checkpoint_path", checkpoints, "--output_dir",
-                    tmp_path / "out", "--save_per_image", "--if_predict_label", *SMALL)
+    done = run_here("test.py", "--model", "MyModel", "--test_data_json", tmp_path / "sets.json", "--checkpoint_path",
+                    checkpoints, "--output_dir", tmp_path / "out", "--save_per_image", "--if_predict_label", *SMALL)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     names, numbers = ["checkpoint-0.pth", "checkpoint-2.pth", "checkpoint-10.pth"], [0, 2, 10]
     metrics = ["pixel-level F1", "pixel-level IOU", "image-level F1", "image-level AUC", "image-level Accuracy"]
 
     results = csv_rows(tmp_path / "out" / "results.csv")
-    assert [(row["checkpoint"], row["set"], row["metric"]) for row in results] == [(n, s, m) for n in names for s in ("mani", "all") for m in metrics]
+    expected = [(name, owner, metric) for name in names for owner in ("mani", "all") for metric in metrics]
+    assert [(row["checkpoint"], row["set"], row["metric"]) for row in results] == expected
     value = {(row["checkpoint"], row["set"], row["metric"]): float(row["value"]) for row in results}
     undefined = [row for row in results if row["set"] == "mani" and row["metric"] == "image-level AUC"]
     assert all(np.isnan(float(row["value"])) and row["pictures"] == "0" and row["left_out"] == "9" for row in undefined)
@@ -73,13 +74,15 @@ def test_every_checkpoint_of_a_folder_on_every_set(pictures, checkpoints, tmp_pa
         assert [event.step for event in events] == numbers
         per_image = csv_rows(tmp_path / "out" / owner / "per_image.csv")
         assert len(per_image) == 3 * count
-        defined = [float(row["pixel-level F1"]) for row in per_image if row["checkpoint"] == names[2] and row["label"] == "1"]
+        defined = [float(row["pixel-level F1"]) for row in per_image if row["checkpoint"] == names[2]
+                   and row["label"] == "1"]
         assert np.mean(defined) == pytest.approx(value[names[2], owner, "pixel-level F1"]) and len(defined) == 9
     assert {row["name"] for row in per_image} == {pair[0] for pair in json.loads((pictures / "set.json").read_text())}
 
     best = max(names, key=lambda name: value[name, "mani", "pixel-level F1"] + value[name, "all", "pixel-level F1"])
     table = [line.split() for line in done.stdout.splitlines() if line.startswith(("mani ", "all "))]
-    assert [row[1] for row in table] == 2 * names and [row[2] == "*" for row in table] == [name == best for name in names] * 2
+    assert [row[1] for row in table] == 2 * names
+    assert [row[2] == "*" for row in table] == [name == best for name in names] * 2
     assert f"* best checkpoint by the mean pixel-level F1 over the sets: {checkpoints / best}" in done.stdout
 
 
@@ -87,12 +90,13 @@ def test_every_form_of_a_checkpoint_loads(pictures, tmp_path):
     state = random_state(0)
     prefixed = {f"module.{key}": value for key, value in state.items()}
     forms = {"bare": state, "model": {"model": state}, "module": prefixed, "both": {"model": prefixed},
-             "benco": {"model": state, "optimizer": {}, "epoch": 7, "scaler": {}, "args": argparse.Namespace(lr=1e-4, model="MyModel")}}
+             "benco": {"model": state, "optimizer": {}, "epoch": 7, "scaler": {},
+                       "args": argparse.Namespace(lr=1e-4, model="MyModel")}}
     values = []
     for form, content in forms.items():
         torch.save(content, tmp_path / f"{form}.pth")
-        done = run_here("test.py", "--model", "MyModel", "--test_data_json", pictures, "--checkpoint_path", tmp_path / f"{form}.pth", "--output_dir",
-                        tmp_path / form, *SMALL)
+        done = run_here("test.py", "--model", "MyModel", "--test_data_json", pictures, "--checkpoint_path",
+                        tmp_path / f"{form}.pth", "--output_dir", tmp_path / form, *SMALL)
         assert done.returncode == 0, (form, done.stderr)
         values.append([row["value"] for row in csv_rows(tmp_path / form / "results.csv")])
     assert values == [values[0]] * len(forms) and 0 < float(values[0][0]) < 1
@@ -109,8 +113,9 @@ def test_same_numbers_for_any_batch_size_and_processes(odd_set, checkpoints, tmp
     """Also in padding mode, where the valid areas of a batch differ, and under attack."""
     def values(script, processes, batch_size, *flags):
         output = tmp_path / f"{script}-{processes}-{batch_size}"
-        command = [script, "--model", "MyModel", "--test_data_path", odd_set / "set.json", "--checkpoint_path", checkpoints / "checkpoint-2.pth",
-                   "--if_predict_label", "--if_padding", "--image_size", 96, "--test_batch_size", batch_size, "--output_dir", output, *flags]
+        command = [script, "--model", "MyModel", "--test_data_path", odd_set / "set.json", "--checkpoint_path",
+                   checkpoints / "checkpoint-2.pth", "--if_predict_label", "--if_padding", "--image_size", 96,
+                   "--test_batch_size", batch_size, "--output_dir", output, *flags]
         done = run_script(*command, cwd=tmp_path, processes=processes) if processes > 1 else run_here(*command)
         assert done.returncode == 0, done.stderr
         rows = csv_rows(output / "results.csv")
@@ -121,7 +126,8 @@ def test_same_numbers_for_any_batch_size_and_processes(odd_set, checkpoints, tmp
     expected = values("test.py", 1, 1, *every)
     assert len(expected) == 7 and all(0 < value < 1 for value in expected[:4])
     for processes, batch_size in ((1, 4), (1, 7), (2, 4), (3, 1), (3, 7)):
-        assert values("test.py", processes, batch_size, *every) == pytest.approx(expected, abs=1e-6), (processes, batch_size)
+        found = values("test.py", processes, batch_size, *every)
+        assert found == pytest.approx(expected, abs=1e-6), (processes, batch_size)
     expected = values("test_robust.py", 1, 1, "--num_workers", 0)
     assert values("test_robust.py", 2, 7, "--num_workers", 1) == pytest.approx(expected, abs=1e-6)
 
@@ -131,8 +137,9 @@ def test_no_model_eval_does_not_hang(odd_set, repository, tmp_path):
     """Batch norm in training mode on three processes with 8, 8 and 7 pictures; its statistics are not kept."""
     torch.manual_seed(0)
     torch.save(probe_models.RandomNet().state_dict(), tmp_path / "random.pth")
-    done = run_script("test.py", "--model", "RandomNet", "--test_data_json", odd_set, "--checkpoint_path", tmp_path / "random.pth", "--output_dir",
-                      tmp_path / "out", "--no_model_eval", "--test_batch_size", 3, *SMALL, cwd=tmp_path, processes=3, timeout=120, root=repository)
+    done = run_script("test.py", "--model", "RandomNet", "--test_data_json", odd_set, "--checkpoint_path",
+                      tmp_path / "random.pth", "--output_dir", tmp_path / "out", "--no_model_eval", "--test_batch_size",
+                      3, *SMALL, cwd=tmp_path, processes=3, timeout=120, root=repository)
     assert done.returncode == 0, done.stderr
     assert csv_rows(tmp_path / "out" / "results.csv")[0]["pictures"] == "20"
 
@@ -148,27 +155,31 @@ def test_attacks_and_strengths(pictures, checkpoints, tmp_path):
     assert f"checkpoint {checkpoints}/checkpoint-10.pth" in done.stdout  # the newest by number
     assert "variance on the 0-255 scale" in done.stdout
     rows = csv_rows(tmp_path / "variance" / "results.csv")
-    strengths = {"GaussianBlur": [0, 3, 7, 11, 15, 19, 23], "GaussianNoise": [3, 7, 11, 15, 19, 23], "JpegCompression": [50, 60, 70, 80, 90, 100]}
+    strengths = {"GaussianBlur": [0, 3, 7, 11, 15, 19, 23], "GaussianNoise": [3, 7, 11, 15, 19, 23],
+                 "JpegCompression": [50, 60, 70, 80, 90, 100]}
     assert [(row["attack"], int(row["strength"])) for row in rows if row["metric"] == "pixel-level F1"] == [
         (attack, strength) for attack in strengths for strength in strengths[attack]]
-    value = {(row["attack"], int(row["strength"])): float(row["value"]) for row in rows if row["metric"] == "pixel-level F1"}
+    value = {(row["attack"], int(row["strength"])): float(row["value"]) for row in rows
+             if row["metric"] == "pixel-level F1"}
     for attack in strengths:
         log = log_rows(tmp_path / "variance" / attack / "log.txt")
-        assert [row["test_pixel-level F1"] for row in log] == [value[attack, strength] for strength in strengths[attack]]
+        expected = [value[attack, strength] for strength in strengths[attack]]
+        assert [row["test_pixel-level F1"] for row in log] == expected
         events = EventAccumulator(str(tmp_path / "variance" / attack)).Reload().Scalars("test/pixel-level F1")
         assert [event.step for event in events] == strengths[attack]
-        assert sum(line.startswith(attack + " ") for line in done.stdout.splitlines()) == len(strengths[attack])  # the table
+        table = [line for line in done.stdout.splitlines() if line.startswith(attack + " ")]
+        assert len(table) == len(strengths[attack])
 
-    done = run_here("test.py", *common[:2], "--checkpoint_path", checkpoints / "checkpoint-10.pth", "--test_data_json", pictures, "--output_dir",
-                    tmp_path / "plain", *SMALL)
+    done = run_here("test.py", *common[:2], "--checkpoint_path", checkpoints / "checkpoint-10.pth", "--test_data_json",
+                    pictures, "--output_dir", tmp_path / "plain", *SMALL)
     assert done.returncode == 0
     assert value["GaussianBlur", 0] == float(csv_rows(tmp_path / "plain" / "results.csv")[0]["value"])
     assert len(set(value.values())) > 10  # the attacks differ
 
     done = run_here("test_robust.py", *common, "--output_dir", tmp_path / "std", "--noise_unit", "std")
     assert done.returncode == 0 and "standard deviation on the 0-255 scale" in done.stdout
-    std = {(row["attack"], int(row["strength"])): float(row["value"]) for row in csv_rows(tmp_path / "std" / "results.csv")
-           if row["metric"] == "pixel-level F1"}
+    std = {(row["attack"], int(row["strength"])): float(row["value"])
+           for row in csv_rows(tmp_path / "std" / "results.csv") if row["metric"] == "pixel-level F1"}
     assert all((std[key] != value[key]) == (key[0] == "GaussianNoise") for key in value)
 
 
@@ -186,8 +197,8 @@ def red(tmp_path_factory):
 
 def save_images(model, checkpoint, path, output, *flags):
     """Run save_images.py; returns its standard output."""
-    done = run_here("save_images.py", "--model", model, "--checkpoint_path", checkpoint, "--test_data_path", path, "--output_dir", output,
-                    "--num_workers", 0, *flags)
+    done = run_here("save_images.py", "--model", model, "--checkpoint_path", checkpoint, "--test_data_path", path,
+                    "--output_dir", output, "--num_workers", 0, *flags)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return done.stdout
 
@@ -197,14 +208,17 @@ def files_below(folder):
 
 
 def test_masks_have_the_original_size(pictures, red, tmp_path):
-    """96 x 128, 128 x 96 and 80 x 80 pixels, brought to 100 x 100: what padding cropped away is 0, what it added is cut off."""
-    printed = save_images("Red", red, pictures, tmp_path / "padded", "--if_padding", "--image_size", 100, "--test_batch_size", 4)
-    assert "9 masks in" in printed and "no scores: the model returns no pred_label" in printed and "Tp/p000.png is 96x128 pixels, larger than" in printed
+    """96 x 128, 128 x 96, 80 x 80 pixels, brought to 100 x 100: what padding cropped is 0, what it added is cut off."""
+    printed = save_images("Red", red, pictures, tmp_path / "padded", "--if_padding", "--image_size", 100,
+                          "--test_batch_size", 4)
+    assert "9 masks in" in printed and "no scores: the model returns no pred_label" in printed
+    assert "Tp/p000.png is 96x128 pixels, larger than" in printed
     assert not list((tmp_path / "padded").glob("*.json"))
     save_images("Red", red, pictures, tmp_path / "resized", "--if_resizing", "--image_size", 100)
     for i in range(9):
         picture = data.read_image(pictures / "Tp" / f"p{i:03d}.png")[..., 0]
-        padded, resized = (cv2.imread(str(tmp_path / mode / "pred" / f"p{i:03d}.png"), cv2.IMREAD_UNCHANGED) for mode in ("padded", "resized"))
+        padded, resized = (cv2.imread(str(tmp_path / mode / "pred" / f"p{i:03d}.png"), cv2.IMREAD_UNCHANGED)
+                           for mode in ("padded", "resized"))
         assert padded.dtype == np.uint8 and padded.shape == resized.shape == picture.shape
         assert np.abs(padded[:100, :100].astype(int) - picture[:100, :100]).max() <= 1
         assert not padded[100:].any() and not padded[:, 100:].any()
@@ -212,7 +226,7 @@ def test_masks_have_the_original_size(pictures, red, tmp_path):
 
 
 def test_folders_with_equal_names_and_overlays(checkpoints, tmp_path):
-    """A plain folder: sub-folders are kept, and pictures that differ in the extension alone do not overwrite each other."""
+    """A plain folder: sub-folders are kept, and pictures that differ in the extension alone get masks of their own."""
     folder, rng = tmp_path / "photos", np.random.default_rng(0)
     names = ["a.jpg", "a.png", "a.jpg.png", "b.PNG", "one/a.jpg", "two/a.jpg", "two/deep/c.bmp"]
     for name in names:
@@ -223,7 +237,8 @@ def test_folders_with_equal_names_and_overlays(checkpoints, tmp_path):
     assert masks == files_below(tmp_path / "out" / "overlay") and len(masks) == len(names)
     assert {"a.jpg.png", "a.png.png", "b.png", "one/a.png", "two/a.png", "two/deep/c.png"} <= set(masks)
     overlay = cv2.imread(str(tmp_path / "out" / "overlay" / "b.png"))
-    assert overlay.shape == (40, 2 * 60, 3) and np.array_equal(overlay[:, :60], cv2.imread(str(folder / "b.PNG")))  # no mask, so no third panel
+    assert overlay.shape == (40, 2 * 60, 3)  # no mask, so no third panel
+    assert np.array_equal(overlay[:, :60], cv2.imread(str(folder / "b.PNG")))
     scores = json.loads((tmp_path / "out" / "pred_label_combined.json").read_text())
     assert scores == json.loads((tmp_path / "out" / "pred_label_rank0.json").read_text())
     assert sorted(scores) == ["a.jpg", "a.jpg.png", "a.png", "b.PNG", "c.bmp", "one/a.jpg", "two/a.jpg"]
@@ -236,21 +251,26 @@ def test_nothing_is_written_outside_the_output_folder(pictures, checkpoints, tmp
     make_pictures(inner, 2)
     make_pictures(tmp_path / "other", 2, seed=1)
     pairs = [["../../other/Tp/p000.png", "Negative"], [str(inner / "Tp/p000.png"), str(inner / "Gt/p000_gt.png")],
-             ["Tp/../../../other/Tp/p001.png", "Negative"], ["Tp/p001.png", "Gt/p001_gt.png"], ["./Tp/p001.png", "Gt/p001_gt.png"]]
+             ["Tp/../../../other/Tp/p001.png", "Negative"], ["Tp/p001.png", "Gt/p001_gt.png"],
+             ["./Tp/p001.png", "Gt/p001_gt.png"]]
     (inner / "list.json").write_text(json.dumps(pairs))
     before = set(files_below(tmp_path))
-    printed = save_images("MyModel", checkpoints, inner / "list.json", tmp_path / "out", *SMALL, "--no_fingerprint", "--save_overlay")
+    printed = save_images("MyModel", checkpoints, inner / "list.json", tmp_path / "out", *SMALL, "--no_fingerprint",
+                          "--save_overlay")
     new = set(files_below(tmp_path)) - before
     assert new and all(name.startswith("out/") for name in new)
     masks = ["other/Tp/p000.png", "other/Tp/p001.png", "x/y/Tp/p000.png", "x/y/Tp/p001.png"]
     assert files_below(tmp_path / "out" / "pred") == masks
-    assert sorted(json.loads((tmp_path / "out" / "pred_label_combined.json").read_text())) == masks and "4 scores" in printed
+    combined = json.loads((tmp_path / "out" / "pred_label_combined.json").read_text())
+    assert sorted(combined) == masks and "4 scores" in printed
     with_mask = cv2.imread(str(tmp_path / "out" / "overlay" / "x/y/Tp/p000.png"))
-    assert np.array_equal(with_mask[:, 128:256, 0], cv2.imread(str(inner / "Gt/p000_gt.png"), cv2.IMREAD_GRAYSCALE))  # picture, mask, heat map
+    truth = cv2.imread(str(inner / "Gt/p000_gt.png"), cv2.IMREAD_GRAYSCALE)
+    assert np.array_equal(with_mask[:, 128:256, 0], truth)  # picture, mask, heat map
 
     (tmp_path / "sets.json").write_text(json.dumps({"first": str(inner), "second": str(tmp_path / "other")}))
     save_images("MyModel", checkpoints, tmp_path / "sets.json", tmp_path / "sets", *SMALL)
-    assert files_below(tmp_path / "sets" / "pred") == ["first/p000.png", "first/p001.png", "second/p000.png", "second/p001.png"]
+    assert files_below(tmp_path / "sets" / "pred") == ["first/p000.png", "first/p001.png", "second/p000.png",
+                                                       "second/p001.png"]
     assert sorted(json.loads((tmp_path / "sets" / "pred_label_combined.json").read_text())) == [
         "first/p000.png", "first/p001.png", "second/p000.png", "second/p001.png"]
 
@@ -260,15 +280,17 @@ def test_two_processes_merge_their_scores(pictures, checkpoints, tmp_path):
     alone = save_images("MyModel", checkpoints, pictures / "set.json", tmp_path / "one", *SMALL)
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "pred_label_rank7.json").write_text('{"old": 1}')  # of an earlier run with more processes
-    done = run_script("save_images.py", "--model", "MyModel", "--checkpoint_path", checkpoints, "--test_data_path", pictures / "set.json", "--output_dir",
-                      tmp_path / "two", *SMALL, cwd=tmp_path, processes=2)
+    done = run_script("save_images.py", "--model", "MyModel", "--checkpoint_path", checkpoints, "--test_data_path",
+                      pictures / "set.json", "--output_dir", tmp_path / "two", *SMALL, cwd=tmp_path, processes=2)
     assert done.returncode == 0 and "11 scores in" in done.stdout and "11 scores in" in alone, done.stderr
     assert files_below(tmp_path / "two") == sorted([*files_below(tmp_path / "one"), "pred_label_rank1.json"])
     one, two, *ranks = (json.loads((tmp_path / name).read_text()) for name in (
-        "one/pred_label_combined.json", "two/pred_label_combined.json", "two/pred_label_rank0.json", "two/pred_label_rank1.json"))
+        "one/pred_label_combined.json", "two/pred_label_combined.json", "two/pred_label_rank0.json",
+        "two/pred_label_rank1.json"))
     assert two == pytest.approx(one, abs=1e-6) and [len(rank) for rank in ranks] == [6, 5]
     for name in files_below(tmp_path / "one" / "pred"):
-        masks = [cv2.imread(str(tmp_path / folder / "pred" / name), cv2.IMREAD_UNCHANGED).astype(int) for folder in ("one", "two")]
+        masks = [cv2.imread(str(tmp_path / folder / "pred" / name), cv2.IMREAD_UNCHANGED).astype(int)
+                 for folder in ("one", "two")]
         assert np.abs(masks[0] - masks[1]).max() <= 1  # another batch may round differently
 
 
@@ -277,10 +299,11 @@ def test_two_processes_merge_their_scores(pictures, checkpoints, tmp_path):
 
 
 def test_tutorial_model(pictures, tmp_path):
-    """Logits as pred_mask do for pixel F1 and are clipped as masks; one pred_label for a batch is refused where each picture needs one."""
+    """Logits as pred_mask do for pixel F1 and are clipped as masks; one pred_label for a batch is refused where each
+    picture needs one."""
     model = ["--model", "Tutorial", "--MyModel_Customized_param", 128, "--pre_trained_weights", "none.pth"]
-    done = run_here("train.py", *model, "--data_path", pictures, "--test_data_path", pictures, "--epochs", 1, "--batch_size", 2, "--output_dir",
-                    tmp_path / "run", *SMALL)
+    done = run_here("train.py", *model, "--data_path", pictures, "--test_data_path", pictures, "--epochs", 1,
+                    "--batch_size", 2, "--output_dir", tmp_path / "run", *SMALL)
     assert done.returncode == 0 and "pixel-level F1: " in done.stdout and "predict_loss: " in done.stdout, done.stderr
     common = [*model, "--checkpoint_path", tmp_path / "run", "--test_data_path", pictures, *SMALL]
     done = run_here("test.py", *common, "--output_dir", tmp_path / "test")
@@ -288,9 +311,11 @@ def test_tutorial_model(pictures, tmp_path):
     for flags in (["--if_predict_label"], ["--metrics", "ImageF1"]):
         done = run_here("test.py", *common, "--output_dir", tmp_path / "image", *flags)
         assert done.returncode == 1 and done.stderr.count("\n") == 1
-        assert done.stderr.startswith("error: Tutorial: pred_label is () for 2 pictures; return one value per picture"), done.stderr
+        wanted = "error: Tutorial: pred_label is () for 2 pictures; return one value per picture"
+        assert done.stderr.startswith(wanted), done.stderr
     done = run_here("save_images.py", *common, "--output_dir", tmp_path / "images")
     assert done.returncode == 0, done.stderr
     assert len(files_below(tmp_path / "images" / "pred")) == 9 and not list((tmp_path / "images").glob("*.json"))
     assert "note: pred_mask of Tutorial leaves 0..1" in done.stdout
-    assert "no scores: pred_label has shape () for a batch of 2 pictures: one value per picture is wanted" in done.stdout
+    reason = "pred_label has shape () for a batch of 2 pictures: one value per picture is wanted"
+    assert f"no scores: {reason}" in done.stdout

@@ -1,4 +1,5 @@
-"""train.py end to end: what it writes and prints, its arithmetic against a plain loop, and that a stopped run goes on as if never stopped.
+"""train.py end to end: what it writes and prints, its arithmetic against a plain loop, and that a stopped run goes on
+as if never stopped.
 
 Run: python -m pytest tests/test_train.py
 """
@@ -53,12 +54,13 @@ def saved(folder):
 
 @pytest.fixture(scope="module")
 def run(pictures, tmp_path_factory):
-    """Five epochs of two accumulated steps, evaluated after 2, 4 and 5 on two sets; returns (output folder, standard output)."""
+    """Five epochs of two accumulated steps, evaluated after 2, 4 and 5 on two sets; returns (output folder, output)."""
     folder = tmp_path_factory.mktemp("run")
     sets = folder / "sets.json"
     sets.write_text(json.dumps({"mani": str(pictures), "all": str(pictures / "set.json")}))
-    done = run_here("train.py", "--model", "MyModel", "--data_path", pictures, "--test_data_path", sets, "--epochs", 5, "--test_period", 2,
-                    "--save_period", 3, "--batch_size", 2, "--accum_iter", 2, "--lr", 0.3, "--warmup_epochs", 1, "--output_dir", folder / "out", *SMALL)
+    done = run_here("train.py", "--model", "MyModel", "--data_path", pictures, "--test_data_path", sets, "--epochs", 5,
+                    "--test_period", 2, "--save_period", 3, "--batch_size", 2, "--accum_iter", 2, "--lr", 0.3,
+                    "--warmup_epochs", 1, "--output_dir", folder / "out", *SMALL)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return folder / "out", done.stdout
 
@@ -80,7 +82,8 @@ def test_keeps_the_newest_the_best_and_every_save_period(run):
     best = max(scores, key=scores.get)
     assert len(set(scores.values())) > 1
     assert saved(folder) == sorted({4, best, 2})
-    assert printed.splitlines()[-2:] == [f"best pixel-level F1: {scores[best]:.4f} at epoch {best}, in {folder}/checkpoint-{best}.pth",
+    assert printed.splitlines()[-2:] == [f"best pixel-level F1: {scores[best]:.4f} at epoch {best}, in "
+                                         f"{folder}/checkpoint-{best}.pth",
                                          f"newest checkpoint: {folder}/checkpoint-4.pth"]
     content = torch.load(folder / "checkpoint-4.pth", weights_only=True)
     assert {"model", "optimizer", "scaler", "epoch", "args", "rng"} <= set(content)
@@ -91,7 +94,8 @@ def test_progress_lines(run):
     lines = [line for line in run[1].splitlines() if line.startswith("Epoch: [3]")]
     number, pair = r"\d+\.\d{4}", r"\d+\.\d{4} \(\d+\.\d{4}\)"
     assert len(lines) == 5
-    assert re.fullmatch(rf"Epoch: \[3\]  \[2/5\]  eta: 0:00:0\d  lr: 0\.\d{{6}}  mask_loss: {pair}  label_loss: {pair}  loss: {pair}  "
+    assert re.fullmatch(rf"Epoch: \[3\]  \[2/5\]  eta: 0:00:0\d  lr: 0\.\d{{6}}  "
+                        rf"mask_loss: {pair}  label_loss: {pair}  loss: {pair}  "
                         rf"grad_norm: {pair}  time: {number}  data: {number}(  max mem: .*)?", lines[1]), lines[1]
     assert re.search(r"model MyModel: 28 parameters, 28 of them trainable; 1 process\(es\) on c", run[1])
     assert "Test: [3]  all  pixel-level F1: " in run[1] and "(9 pictures, 2 left out)" in run[1]
@@ -100,20 +104,22 @@ def test_progress_lines(run):
 def test_tensorboard_has_the_curves_and_the_pictures(run):
     events = EventAccumulator(str(run[0]), size_guidance={"images": 0})
     events.Reload()
-    assert {"train/lr", "train/loss", "train/mask_loss", "train/grad_norm", "test/pixel-level F1", "test/mani/pixel-level F1",
-            "test/all/pixel-level IOU"} <= set(events.Tags()["scalars"])
+    assert {"train/lr", "train/loss", "train/mask_loss", "train/grad_norm", "test/pixel-level F1",
+            "test/mani/pixel-level F1", "test/all/pixel-level IOU"} <= set(events.Tags()["scalars"])
     assert [e.step for e in events.Scalars("train/loss")] == [0, 1, 2, 3, 4]
     assert [e.value for e in events.Scalars("test/pixel-level F1")] == pytest.approx(
         [row["test_pixel-level F1"] for row in rows(run[0]) if "test_pixel-level F1" in row])
     tags = set(events.Tags()["images"])
     for place in ("train", "test mani", "test all"):
-        assert {f"{place}/{name}" for name in ("image", "mask", "pred_mask", "pred_mask above 0.5", "visual_image inverted")} <= tags, tags
+        names = "image", "mask", "pred_mask", "pred_mask above 0.5", "visual_image inverted"
+        assert {f"{place}/{name}" for name in names} <= tags, tags
     picture = events.Images("test all/image")[0]
     assert (picture.width, picture.height) == (2 * 64, 64)  # a batch of two, side by side
 
 
 def test_trains_without_a_test_set_on_a_model_that_returns_the_loss_alone(pictures, tmp_path):
-    done = run_here("train.py", "--model", "LossOnly", "--data_path", pictures, "--epochs", 1, "--output_dir", tmp_path / "out", *SMALL)
+    done = run_here("train.py", "--model", "LossOnly", "--data_path", pictures, "--epochs", 1, "--output_dir",
+                    tmp_path / "out", *SMALL)
     assert (done.returncode, done.stderr) == (0, "")
     assert rows(tmp_path / "out")[0]["train_plain_number"] == 0.5 and saved(tmp_path / "out") == [0]
 
@@ -123,20 +129,23 @@ def test_trains_without_a_test_set_on_a_model_that_returns_the_loss_alone(pictur
 
 
 def test_equals_a_plain_loop_with_an_incomplete_last_group(pictures, tmp_path, monkeypatch):
-    """Ten pictures in batches of 2, of which 2 are accumulated: an epoch's third step is over one batch, and counts in full."""
+    """Ten pictures in batches of 2, two accumulated: an epoch's third step is over one batch, and counts in full."""
     pairs = json.loads((pictures / "set.json").read_text())[:10]
-    (tmp_path / "ten.json").write_text(json.dumps([[str(pictures / a), b if b == "Negative" else str(pictures / b)] for a, b in pairs]))
+    (tmp_path / "ten.json").write_text(json.dumps([[str(pictures / a), b if b == "Negative" else str(pictures / b)]
+                                                   for a, b in pairs]))
     monkeypatch.setattr("albumentations.Compose", lambda transforms: None)  # no augmentation
     epochs, warmup, peak = 4, 1, 0.05
-    done = run_here("train.py", "--model", "MyModel", "--data_path", tmp_path / "ten.json", "--epochs", epochs, "--batch_size", 2, "--accum_iter", 2,
-                    "--lr", peak, "--min_lr", 0.001, "--warmup_epochs", warmup, "--weight_decay", 0.5, "--output_dir", tmp_path / "out", *SMALL)
+    done = run_here("train.py", "--model", "MyModel", "--data_path", tmp_path / "ten.json", "--epochs", epochs,
+                    "--batch_size", 2, "--accum_iter", 2, "--lr", peak, "--min_lr", 0.001, "--warmup_epochs", warmup,
+                    "--weight_decay", 0.5, "--output_dir", tmp_path / "out", *SMALL)
     assert done.returncode == 0, done.stderr
 
     dataset = data.open_dataset(tmp_path / "ten.json", "", image_size=64, seed=3)
     batches = data.TrainBatches(dataset, 2, seed=3)
     torch.manual_seed(3)
     model = models.mymodel.MyModel()
-    optimizer = torch.optim.AdamW([{"params": [model.conv.weight], "weight_decay": 0.5}, {"params": [model.conv.bias], "weight_decay": 0.0}],
+    optimizer = torch.optim.AdamW([{"params": [model.conv.weight], "weight_decay": 0.5},
+                                   {"params": [model.conv.bias], "weight_decay": 0.0}],
                                   betas=(0.9, 0.95))
     for epoch in range(epochs):
         batches.set_epoch(epoch)
@@ -144,7 +153,8 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(pictures, tmp_path, m
         assert [len(batch) for batch in order] == [2] * 5
         for start in (0, 2, 4):
             now = epoch + start / 5
-            lr = peak * now if now < warmup else 0.001 + (peak - 0.001) / 2 * (1 + math.cos(math.pi * (now - warmup) / (epochs - warmup)))
+            cosine = math.cos(math.pi * (now - warmup) / (epochs - warmup))
+            lr = peak * now if now < warmup else 0.001 + (peak - 0.001) / 2 * (1 + cosine)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             group = sum(order[start:start + 2], [])  # one batch of all pictures of the group
@@ -163,8 +173,9 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(pictures, tmp_path, m
 
 def random_net(pictures, output, *more):
     """The command line of a run with dropout and batch norm."""
-    return ["train.py", "--model", "RandomNet", "--data_path", pictures / "set.json", "--test_data_path", pictures, "--epochs", 4, "--test_period", 1,
-            "--batch_size", 4, "--lr", 0.02, "--warmup_epochs", 1, "--metrics", "PixelAUC", "--output_dir", output, *SMALL, *more]
+    return ["train.py", "--model", "RandomNet", "--data_path", pictures / "set.json", "--test_data_path", pictures,
+            "--epochs", 4, "--test_period", 1, "--batch_size", 4, "--lr", 0.02, "--warmup_epochs", 1, "--metrics",
+            "PixelAUC", "--output_dir", output, *SMALL, *more]
 
 
 @pytest.mark.parametrize("stop", ["after epoch 1 was saved", "before epoch 2 is saved"])
@@ -192,30 +203,34 @@ def test_stopped_and_resumed_equals_an_uninterrupted_run(pictures, tmp_path, mon
     assert set(saved(resumed)) >= set(saved(straight))
     first, second = (torch.load(folder / "checkpoint-3.pth", weights_only=True) for folder in (straight, resumed))
     assert first["best"] == second["best"]
-    assert [line for line in done.stdout.splitlines() if line.startswith("best ")][0].endswith(f"checkpoint-{first['best']['epoch']}.pth")
+    said = [line for line in done.stdout.splitlines() if line.startswith("best ")]
+    assert said[0].endswith(f"checkpoint-{first['best']['epoch']}.pth")
 
 
 def test_resume_takes_weights_alone_keeps_the_best_and_says_what_changed(pictures, tmp_path, run):
     """With a learning rate of 0 every epoch scores the same, so the first stays the best."""
     torch.save({"model": weights(run[0] / "checkpoint-4.pth")}, tmp_path / "weights.pth")
-    flags = ["--model", "MyModel", "--data_path", pictures, "--test_data_path", pictures, "--lr", 0, "--output_dir", tmp_path / "out", *SMALL]
+    flags = ["--model", "MyModel", "--data_path", pictures, "--test_data_path", pictures, "--lr", 0, "--output_dir",
+             tmp_path / "out", *SMALL]
     done = run_here("train.py", "--resume", tmp_path / "weights.pth", "--epochs", 1, *flags)
     assert done.returncode == 0 and "holds no optimizer, so training starts at epoch 0" in done.stdout, done.stderr
     assert equal(weights(tmp_path / "out" / "checkpoint-0.pth"), weights(run[0] / "checkpoint-4.pth"))
     done = run_here("train.py", "--resume", "auto", "--epochs", 3, "--weight_decay", 0.1, *flags)
-    assert done.returncode == 0 and "note: --weight_decay was 0.05 in checkpoint-0.pth and is 0.1 now" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "note: --weight_decay was 0.05 in checkpoint-0.pth and is 0.1 now" in done.stdout
     assert saved(tmp_path / "out") == [0, 2] and "at epoch 0, in " in done.stdout
 
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments(pictures, repository, tmp_path):
-    """Three kills, anywhere between the first epoch's log and the last checkpoint; each time `--resume auto` goes on."""
+    """Three kills, anywhere between the first log line and the last checkpoint; each time `--resume auto` goes on."""
     more = ["--epochs", 40, "--resume", "auto", "--num_workers", 1, "--no_fingerprint"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert run_script(*random_net(pictures, straight, *more), cwd=tmp_path, root=repository).returncode == 0
     for share in (0.1, 0.4, 0.7):
         command = [sys.executable, repository / "train.py", *random_net(pictures, killed, *more)[1:]]
-        process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
         for line in process.stdout:
             if line.startswith(f"Epoch: [{int(40 * share)}]"):
                 break
@@ -235,12 +250,13 @@ def test_kill_9_at_random_moments(pictures, repository, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes(tmp_path, repository):
-    """Two processes with batches of 2 train as one with batches of 4; a run of two goes on as if never stopped, and its evaluation is
-    that of the saved weights, batch norm's statistics included."""
+    """Two processes with batches of 2 train as one with batches of 4; a run of two goes on as if never stopped, and its
+    evaluation is that of the saved weights, batch norm's statistics included."""
     pictures = make_pictures(tmp_path / "pictures", 8)
     flags = ["--model", "MyModel", "--data_path", pictures, "--epochs", 2, "--lr", 0.1, "--warmup_epochs", 0, *SMALL]
     assert run_here("train.py", "--batch_size", 4, "--output_dir", tmp_path / "one", *flags).returncode == 0
-    done = run_script("train.py", "--batch_size", 2, "--output_dir", tmp_path / "two", *flags, cwd=tmp_path, processes=2)
+    done = run_script("train.py", "--batch_size", 2, "--output_dir", tmp_path / "two", *flags, cwd=tmp_path,
+                      processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Epoch: [0]  [2/2]") == 1  # only one of the two prints
     one, two = weights(tmp_path / "one" / "checkpoint-1.pth"), weights(tmp_path / "two" / "checkpoint-1.pth")
@@ -269,5 +285,6 @@ def test_two_processes(tmp_path, repository):
 
 def test_learning_rate_rises_and_falls_to_its_ends():
     args = registry.argparse.Namespace(warmup_epochs=2.0, epochs=10, min_lr=1e-6)
-    assert [train.learning_rate(e, 1e-3, args) for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 5e-4, 1e-3, (1e-3 + 1e-6) / 2, 1e-6])
+    rates = [train.learning_rate(epoch, 1e-3, args) for epoch in (0, 1, 2, 6, 10)]
+    assert rates == pytest.approx([0, 5e-4, 1e-3, (1e-3 + 1e-6) / 2, 1e-6])
     assert np.all(np.diff([train.learning_rate(e, 1e-3, args) for e in np.arange(2, 10, 0.1)]) < 0)
