@@ -327,13 +327,14 @@ def beside(json_path, path):
     return near if os.path.exists(near) else path
 
 
-def find_pairs(path):
+def find_pairs(path, opened=None):
     """Return (names, image_paths, mask_paths) of one dataset; mask path "" = authentic or unlabelled.
 
     The kinds are ManiDataset, JsonDataset and FolderDataset. `names` are the pictures as listed: below Tp/ or the
-    folder, or the JSON's own text. Raises UserError for other kinds, extra pictures or masks, and missing files.
+    folder, or the JSON's own text. `opened` is what `read_dataset` gave, where that was called already. Raises
+    UserError for other kinds, extra pictures or masks, and missing files.
     """
-    kind, content = read_dataset(path)
+    kind, content = opened or read_dataset(path)
     if kind == "ManiDataset":
         pictures, masks = list_pictures(os.path.join(path, "Tp")), list_pictures(os.path.join(path, "Gt"))
         pairs, lone_pictures, lone_masks = pair_by_name(pictures, masks)
@@ -486,24 +487,25 @@ class PictureDataset(Dataset):
         post_func: the model's post function
         attacks: list of (strength, transform); a sample is then a list with one dict per strength
         fingerprint: read all files and compute `fingerprint`; checks every file's header and the sizes of all pairs
+        opened: what `read_dataset` gave for the path, where that was called already
     """
 
     def __init__(self, path, image_size=512, padding=False, edge_mask_width=None, transform=None, post_func=None,
-                 attacks=None, seed=0, fingerprint=True):
+                 attacks=None, seed=0, fingerprint=True, opened=None):
         self.path, self.image_size, self.padding, self.seed = str(path), image_size, padding, seed
         self.transform, self.post_func, self.attacks = transform, post_func, attacks
         cross = (edge_mask_width, edge_mask_width)
         self.edge_kernel = edge_mask_width and cv2.getStructuringElement(cv2.MORPH_CROSS, cross)
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
         self.said_crop = torch.tensor(os.environ.get("RANK", "0") != "0").share_memory_()  # by one worker of rank 0
-        names, images, masks = self.find(path)
+        names, images, masks = self.find(path, opened or read_dataset(path))
         self.num_tampered = sum(map(bool, masks))
         self.fingerprint = self.compute_fingerprint(images, masks) if fingerprint else "not computed"
         self.names, self.images, self.masks = map(PackedStrings, (names, images, masks))
 
-    def find(self, path):
+    def find(self, path, opened):
         """Return (names, image_paths, mask_paths)."""
-        return find_pairs(path)
+        return find_pairs(path, opened)
 
     def compute_fingerprint(self, images, masks):
         """Return 12 hexadecimal digits of the names, sizes and contents of all pairs, wherever the dataset lies."""
@@ -607,13 +609,14 @@ class BalancedDataset(PictureDataset):
         self.sample_number = sample_number
         super().__init__(path, **kwargs)
 
-    def find(self, path):
+    def find(self, path, opened):
         names, images, masks, self.ends = [], [], [], [0]
-        for kind, member in read_json(path):
+        for kind, member in opened[1]:
             member = beside(path, member)
-            if dataset_kind(member) != kind:
-                raise UserError(f"{path} calls {member} a {kind}, but it is a {dataset_kind(member)}. Mend the JSON.")
-            for total, part in zip((names, images, masks), find_pairs(member)):
+            opened_member = read_dataset(member)
+            if opened_member[0] != kind:
+                raise UserError(f"{path} calls {member} a {kind}, but it is a {opened_member[0]}. Mend the JSON.")
+            for total, part in zip((names, images, masks), find_pairs(member, opened_member)):
                 total.extend(part)
             self.ends.append(len(names))
         return names, images, masks
@@ -636,15 +639,17 @@ class BalancedDataset(PictureDataset):
 KINDS = {kind.__name__: kind for kind in (ManiDataset, JsonDataset, FolderDataset, BalancedDataset)}
 
 
-def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_number=1840, **options):
+def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_number=1840, opened=None, **options):
     """Open the one dataset that a path means; `options` go to PictureDataset, errors name the command line's `flag`."""
     try:
-        kind = dataset_kind(path)
+        opened = opened or read_dataset(path)
+        kind = opened[0]
         if kind not in allowed:
             words = {"FolderDataset": "a folder without Tp/ and Gt/", "several": "a JSON of several sets"}
             what = words.get(kind, f"a {kind}")
             raise UserError(f"{path} is {what}, which can't be used here. Give a {' or a '.join(allowed)}.")
-        return KINDS[kind](path, **({"sample_number": sample_number} if kind == "BalancedDataset" else {}), **options)
+        balance = {"sample_number": sample_number} if kind == "BalancedDataset" else {}
+        return KINDS[kind](path, opened=opened, **balance, **options)
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None
 
@@ -652,18 +657,17 @@ def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_numb
 def open_sets(path, flag, **options):
     """Open one dataset, to be named after its file or folder, or a JSON object of several; return {name: dataset}."""
     try:
-        several = os.path.exists(path) and dataset_kind(path) == "several"
+        kind, content = opened = read_dataset(path)
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None
-    if several:
-        sets = read_json(path)
-        for name in sets:
-            if not name or name.startswith(".") or "/" in name or "\\" in name:
-                raise UserError(f"{flag} {path}: the set name {name!r} can't name a folder for its results. "
-                                "Use letters, digits, - and _.")
-        return {name: open_dataset(beside(path, member), f"{flag} {path}, set {name!r}", **options)
-                for name, member in sets.items()}
-    return {Path(path).resolve().stem or "test": open_dataset(path, flag, **options)}
+    if kind != "several":
+        return {Path(path).resolve().stem or "test": open_dataset(path, flag, opened=opened, **options)}
+    for name in content:
+        if not name or name.startswith(".") or "/" in name or "\\" in name:
+            raise UserError(f"{flag} {path}: the set name {name!r} can't name a folder for its results. "
+                            "Use letters, digits, - and _.")
+    return {name: open_dataset(beside(path, member), f"{flag} {path}, set {name!r}", **options)
+            for name, member in content.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def init(args):
     name, _, number = args.device.partition(":")
     local_rank = int(os.environ.get("LOCAL_RANK", max(0, args.local_rank or 0)))
     distributed = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    if name not in ("cuda", "cpu"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
         raise UserError(f"--device {args.device}: give cuda, cuda:<number> or cpu.")
     if number and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"--device {args.device}: several processes can't share one GPU. Give --device cuda.")
@@ -45,10 +45,10 @@ def init(args):
             raise UserError(f"--device {args.device}: this machine has no CUDA device that torch can use. "
                             "Give --device cpu.")
         name = "cpu"
-    if name == "cuda" and (int(number) if number.isdigit() else local_rank) >= torch.cuda.device_count():
+    if name == "cuda" and (int(number) if number else local_rank) >= torch.cuda.device_count():
         raise UserError(f"--device {args.device}, process {local_rank}: this machine has {torch.cuda.device_count()} "
                         "GPUs. Start as many processes as there are GPUs, or give a lower number.")
-    device = torch.device(name, (int(number) if number.isdigit() else local_rank) if name == "cuda" else None)
+    device = torch.device(name, (int(number) if number else local_rank) if name == "cuda" else None)
     if name == "cuda":
         torch.cuda.set_device(device)
     if distributed:
@@ -240,16 +240,46 @@ def write_csv(path, rows):
     write_atomically(path, write)
 
 
+def append_csv(path, rows):
+    """Add dicts that share their keys to a CSV, with a header if the file is new."""
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def announce(args, model_args):
+    """Print the command and all arguments."""
+    say(f"command: {' '.join(sys.argv)}\narguments: {json.dumps({**vars(args), **model_args})}")
+
+
 def start_testing(args, model_args):
-    """Make the folders of a test script, print what runs, seed; return (output_dir, log_dir)."""
+    """Make the output folder of a test script, print what runs, seed; return the folder."""
     with together():
         output_dir = make_output_dir(args.output_dir)
-        log_dir = make_output_dir(args.log_dir or args.output_dir, "--log_dir")
     if any((output_dir / name).exists() for name in ("results.csv", "pred")):
         say(f"note: {output_dir} holds results of an earlier run; those of the same name are replaced")
-    say(f"command: {' '.join(sys.argv)}\narguments: {json.dumps({**vars(args), **model_args})}")
+    announce(args, model_args)
     seed_everything(args.seed)
-    return output_dir, log_dir
+    return output_dir
+
+
+@contextlib.contextmanager
+def tensorboard(log_dir, fresh=False, purge_step=None):
+    """Yield a SummaryWriter on rank 0 and None elsewhere.
+
+    `fresh` removes the events of an earlier run from the folder, `purge_step` hides those from a step on.
+    """
+    if not is_main():
+        yield None
+        return
+    for earlier in Path(log_dir).glob("events.out.tfevents.*") if fresh else ():
+        earlier.unlink()
+    from torch.utils.tensorboard import SummaryWriter  # imported late: it takes its time
+    with SummaryWriter(str(log_dir), purge_step=purge_step) as writer:
+        yield writer
 
 
 class Progress:
@@ -265,7 +295,7 @@ class Progress:
     """
 
     def __init__(self, header, total, lines):
-        self.header, self.total, self.every = header, total, max(1, total // max(1, lines))
+        self.header, self.total, self.every = header, total, -(-total // lines)
         self.sums, self.counts, self.steps, self.read_until = {}, {}, 0, 0
         self.start = self.clock = time.time()
         self.times = self.data_times = 0.0
@@ -376,8 +406,12 @@ def state_dict_of(content, path, flag):
     return state
 
 
-def load_weights(model, content, path, flag):
-    """Load a checkpoint's weights into a bare model, strictly; UserError with the first keys or shapes that differ."""
+def load_weights(model, path, flag):
+    """Load a checkpoint's weights into a bare model, strictly, and return all that the checkpoint holds.
+
+    Raises UserError with the first keys or shapes that differ.
+    """
+    content = load_checkpoint(path, flag)
     state = state_dict_of(content, path, flag)
     try:
         model.load_state_dict(state, strict=True)
@@ -391,32 +425,4 @@ def load_weights(model, content, path, flag):
         raise UserError(f"{flag} {path}: is a checkpoint of another model or of other model flags than this "
                         f"{type(model).__name__}: {'; '.join(lines) or str(error).splitlines()[0]}. "
                         "Give --model and its flags as in training, or another checkpoint.") from None
-
-
-@contextlib.contextmanager
-def tensorboard(log_dir, **options):
-    """Yield a SummaryWriter on rank 0 and None elsewhere."""
-    if not is_main():
-        yield None
-        return
-    from torch.utils.tensorboard import SummaryWriter  # imported late: it takes its time
-    with SummaryWriter(str(log_dir), **options) as writer:
-        yield writer
-
-
-def write_pictures(writer, tag, batch, output, step, limit=4):
-    """Write up to `limit` pictures of a batch to TensorBoard.
-
-    They are the input, the mask, the prediction, the prediction above 0.5, and every visual_image.
-    """
-    from data import denormalise
-    pictures = {"image": denormalise(batch["image"]), "mask": batch["mask"]}
-    if output.get("pred_mask") is not None:
-        pictures |= {"pred_mask": output["pred_mask"], "pred_mask above 0.5": output["pred_mask"] > 0.5}
-    for name, value in (output.get("visual_image") or {}).items():
-        if value.dim() != 4 or value.shape[1] not in (1, 3):
-            raise UserError(f"visual_image {name!r} of the model has shape {tuple(value.shape)}: return (B, 1, H, W) "
-                            "or (B, 3, H, W).")
-        pictures[f"visual_image {name}"] = value
-    for name, value in pictures.items():
-        writer.add_images(f"{tag}/{name}", value[:limit].detach().float().clamp(0, 1), step)
+    return content

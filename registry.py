@@ -369,8 +369,11 @@ def parse_args(parser, argv=None):
     return args, {k: values[k] for k in parameters(model) if k in values}
 
 
-def script_parser(doc, **defaults):
-    """Return a Parser with the flags that all scripts share; `defaults` replaces defaults (such as output_dir)."""
+def script_parser(doc, evaluates=True, **defaults):
+    """Return a Parser with the flags that all scripts share; `defaults` replaces defaults (such as output_dir).
+
+    `evaluates` is False for a script that computes no metrics.
+    """
     parser = Parser(description=doc)
     group = parser.add_argument_group("model and data")
     group.add_argument("--model", required=True, help="registered name of the model (python registry.py lists them)")
@@ -384,18 +387,12 @@ def script_parser(doc, **defaults):
                        help="width of the boundary band in edge_mask, in pixels; off when not given")
     group.add_argument("--test_batch_size", type=positive, default=2,
                        help="pictures per process and step in evaluation (default: %(default)s)")
-    group.add_argument("--metrics", nargs="+", default=None, metavar="NAME",
-                       help="replaces the list in the script: PixelF1 PixelIOU PixelAccuracy PixelAUC ImageF1 ImageAUC "
-                            "ImageAccuracy, pixel metrics also as PixelF1:reverse or PixelF1:double")
-    group.add_argument("--if_predict_label", action="store_true",
-                       help="the image-level metrics too (the model must return pred_label)")
     group.add_argument("--no_model_eval", action="store_true",
                        help="evaluate in training mode (dropout on, batch statistics), as some published tables did")
     group.add_argument("--no_fingerprint", action="store_true",
                        help="don't read every file of a dataset to print its fingerprint")
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", default=None, help="folder for all that the run writes (default: %(default)s)")
-    group.add_argument("--log_dir", default=None, help="folder for TensorBoard events (default: output_dir)")
     group.add_argument("--device", default="cuda",
                        help="cuda, cuda:1, cpu, ...; cuda falls back to cpu where there is none (default: %(default)s)")
     group.add_argument("--seed", type=int, default=42, help="seed of everything that is random (default: %(default)s)")
@@ -405,6 +402,14 @@ def script_parser(doc, **defaults):
                        help="pinned memory for transfers to a GPU (on by default)")
     group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="turn pinned memory off")
     group.add_argument("--if_not_amp", action="store_true", help="no mixed precision (it is used on CUDA only)")
+    if evaluates:
+        group = parser.add_argument_group("metrics and curves")
+        group.add_argument("--metrics", nargs="+", default=None, metavar="NAME",
+                           help="replaces the list in the script: PixelF1 PixelIOU PixelAccuracy PixelAUC ImageF1 "
+                                "ImageAUC ImageAccuracy, pixel metrics also as PixelF1:reverse or PixelF1:double")
+        group.add_argument("--if_predict_label", action="store_true",
+                           help="the image-level metrics too (the model must return pred_label)")
+        group.add_argument("--log_dir", default=None, help="folder for TensorBoard events (default: output_dir)")
     group = parser.add_argument_group("distributed (torchrun's environment decides; these suit IMDL-BenCo's launchers)")
     group.add_argument("--world_size", type=int, default=None,
                        help="number of processes; compared with torchrun's, which counts")

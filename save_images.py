@@ -11,7 +11,7 @@ from registry import build_model, parse_args, post_function, run, script_parser,
 
 
 def get_args():
-    parser = script_parser(__doc__, output_dir="output_images")
+    parser = script_parser(__doc__, evaluates=False, output_dir="output_images")
     group = parser.add_argument_group("saving")
     group.add_argument("--test_data_path", "--test_data_json", required=True,
                        help="test set, plain folder of pictures, or a JSON object {name: path} of several")
@@ -113,8 +113,9 @@ def scores_of(output, count):
 
 def main(args, model_args):
     device = ddp.init(args)
-    output_dir, _ = ddp.start_testing(args, model_args)
-    for earlier in output_dir.glob("pred_label_*.json"):  # this run may not replace it: fewer processes, or no scores
+    output_dir = ddp.start_testing(args, model_args)
+    for earlier in output_dir.glob("pred_label_*.json") if is_main() else ():
+        # this run may not replace it: fewer processes, or no scores
         earlier.unlink(missing_ok=True)
     options = data.dataset_options(args, post_function(args.model, model_args), is_main())
     with ddp.together():
@@ -123,10 +124,11 @@ def main(args, model_args):
     path = ddp.find_checkpoints(args.checkpoint_path, "--checkpoint_path")[-1]
     say(f"checkpoint {path}")
     model = build_model(args.model, model_args).to(device)
-    ddp.load_weights(model, ddp.load_checkpoint(path, "--checkpoint_path"), path, "--checkpoint_path")
-    model.train(args.no_model_eval)
+    ddp.load_weights(model, path, "--checkpoint_path")
+    if not args.no_model_eval:
+        model.eval()
 
-    scores, no_scores, said_clipped = {}, None, False
+    scores, no_scores, clipped = {}, None, False
     for set_name, test_set in test_sets.items():
         say(f"predicting {set_name}:", test_set.describe())
         folder = set_name if len(test_sets) > 1 else ""
@@ -145,9 +147,7 @@ def main(args, model_args):
                 if pred.isnan().any():
                     raise UserError(f"model {args.model}: pred_mask holds NaN for {batch['name'][0]} or a picture of "
                                     "its batch; the training has probably diverged: take an earlier checkpoint.")
-                if not said_clipped and (pred.min() < 0 or pred.max() > 1):
-                    said_clipped = True
-                    say(f"note: pred_mask of {args.model} leaves 0..1, as logits do: the masks are clipped to it")
+                clipped = clipped or bool(pred.min() < 0 or pred.max() > 1)
                 values, reason = scores_of(output, len(indices))
                 no_scores = no_scores or reason
                 for i, value in zip(indices, values or ()):
@@ -166,6 +166,8 @@ def main(args, model_args):
                     job.result()
         say(f"{len(test_set)} masks in {output_dir / 'pred' / folder}")
 
+    if any(ddp.gather(clipped)):
+        say(f"note: pred_mask of {args.model} leaves 0..1, as logits do: the masks are clipped to it")
     save_scores(scores, no_scores, output_dir)
     ddp.cleanup()
 

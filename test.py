@@ -25,6 +25,7 @@ def get_args():
 if __name__ == "__main__":  # before the heavy imports, so that --help and mistakes answer at once
     args, model_args = run(get_args)
 
+import contextlib
 import functools
 import math
 
@@ -44,7 +45,8 @@ def main(args, model_args):
         metrics.PixelIOU(threshold=0.5),
     ]
     metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label)
-    output_dir, log_dir = ddp.start_testing(args, model_args)
+    output_dir = ddp.start_testing(args, model_args)
+    log_dir = ddp.make_output_dir(args.log_dir or args.output_dir, "--log_dir")
 
     # Data, checkpoints, model
     options = data.dataset_options(args, post_function(args.model, model_args), is_main())
@@ -56,61 +58,63 @@ def main(args, model_args):
     model = build_model(args.model, model_args).to(device)
     move = functools.partial(data.to_device, device=device, padding=args.if_padding)
 
-    # Every checkpoint on every set
-    results = []  # (checkpoint number or None, path, set name, Result)
-    for path in paths:
-        epoch = ddp.checkpoint_epoch(path)
-        ddp.load_weights(model, ddp.load_checkpoint(path, "--checkpoint_path"), path, "--checkpoint_path")
-        for name, test_set in test_sets.items():
-            loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
-                                      ddp.world_size())
-            result, = metrics.evaluate(model, loader, metric_list, move, amp=not args.if_not_amp,
-                                       model_eval=not args.no_model_eval, expected=len(test_set), model_name=args.model,
-                                       keep_names=args.save_per_image)
-            say(f"{path.name}  {name}  {result.describe()}")
-            results.append((epoch, path, name, result))
+    # Every checkpoint on every set; each result is written as soon as it is there
+    rows = []  # of results.csv: one per checkpoint, set and metric
+    for name in test_sets if is_main() else ():
+        for file in ("log.txt", "per_image.csv"):  # of an earlier run
+            (ddp.make_output_dir(output_dir / name) / file).unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        writers = {name: stack.enter_context(ddp.tensorboard(log_dir / name, fresh=True)) for name in test_sets}
+        for path in paths:
+            ddp.load_weights(model, path, "--checkpoint_path")
+            for name, test_set in test_sets.items():
+                loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
+                                          ddp.world_size())
+                result, = metrics.evaluate(model, loader, metric_list, move, amp=not args.if_not_amp,
+                                           model_eval=not args.no_model_eval, expected=len(test_set),
+                                           model_name=args.model, keep_names=args.save_per_image)
+                say(f"{path.name}  {name}  {result.describe()}")
+                rows += [{"checkpoint": path.name, "set": name, "metric": metric, "value": value,
+                          "pictures": result.counted[metric], "left_out": result.left_out[metric],
+                          "fingerprint": test_set.fingerprint} for metric, value in result.values.items()]
+                if is_main():
+                    write_result(output_dir / name, path, result, test_set, writers[name], args.save_per_image)
+                    ddp.write_csv(output_dir / "results.csv", rows)
 
-    if is_main():
-        write_results(results, test_sets, metric_list, output_dir, log_dir, args)
+    print_table(rows, [metric.name for metric in metric_list], paths[0].parent)
+    say(f"results in {output_dir / 'results.csv'}")
     ddp.cleanup()
 
 
-def write_results(results, test_sets, metric_list, output_dir, log_dir, args):
-    """Write logs, curves and CSVs, and print the table; the best checkpoint has the highest mean of the first metric
-    over the sets."""
-    first = metric_list[0].name
-    scores = {}
-    for _, path, _, result in results:
-        scores.setdefault(path, []).extend([] if math.isnan(result.values[first]) else [result.values[first]])
-    means = {path: sum(values) / len(values) for path, values in scores.items() if values}
-    best = max(means, key=means.get, default=None)
+def write_result(folder, path, result, test_set, writer, save_per_image):
+    """Add one checkpoint's result on one set to the set's log.txt, curves and, if asked for, per_image.csv."""
+    epoch = ddp.checkpoint_epoch(path)
+    ddp.append_line(folder / "log.txt", {"checkpoint": path.name, "epoch": epoch,
+                                         **{f"test_{name}": value for name, value in result.values.items()},
+                                         "fingerprint": test_set.fingerprint})
+    for name, value in result.values.items():
+        writer.add_scalar(f"test/{name}", value, epoch or 0)
+    writer.flush()
+    if save_per_image:
+        ddp.append_csv(folder / "per_image.csv", [{"checkpoint": path.name, **row} for row in result.rows()])
 
-    for name, test_set in test_sets.items():
-        folder = ddp.make_output_dir(output_dir / name)
-        rows = [{"checkpoint": path.name, "epoch": epoch, **{f"test_{k}": v for k, v in result.values.items()},
-                 "fingerprint": test_set.fingerprint}
-                for epoch, path, owner, result in results if owner == name]
-        ddp.write_lines(folder / "log.txt", rows)
-        with ddp.tensorboard(log_dir / name) as writer:
-            for row in rows:
-                for metric in metric_list:
-                    writer.add_scalar(f"test/{metric.name}", row[f"test_{metric.name}"], row["epoch"] or 0)
-        if args.save_per_image:
-            ddp.write_csv(folder / "per_image.csv",
-                          [{"checkpoint": path.name, **row} for _, path, owner, result in results if owner == name
-                           for row in result.rows()])
-    ddp.write_csv(output_dir / "results.csv", [
-        {"checkpoint": path.name, "set": name, "metric": metric, "value": value, "pictures": result.counted[metric],
-         "left_out": result.left_out[metric], "fingerprint": test_sets[name].fingerprint}
-        for _, path, name, result in results for metric, value in result.values.items()])
 
-    header = ["set", "checkpoint", *(metric.name for metric in metric_list)]
-    table = [[name, path.name + (" *" if path == best and len(means) > 1 else ""), *result.values.values()]
-             for name in test_sets for _, path, owner, result in results if owner == name]
-    say("\n" + metrics.format_table(header, table))
-    if len(means) > 1 and best:
-        say(f"* best checkpoint by the mean {first} over the sets: {best} ({means[best]:.4f})")
-    say(f"results in {output_dir / 'results.csv'}")
+def print_table(rows, names, folder):
+    """Print sets x metrics for every checkpoint; the best has the highest mean of the first metric over the sets."""
+    values = {(row["set"], row["checkpoint"], row["metric"]): row["value"] for row in rows}
+    sets, checkpoints = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "checkpoint"))
+    means = {}
+    for checkpoint in checkpoints:
+        defined = [values[name, checkpoint, names[0]] for name in sets]
+        defined = [value for value in defined if not math.isnan(value)]
+        if defined:
+            means[checkpoint] = sum(defined) / len(defined)
+    best = max(means, key=means.get, default=None) if len(checkpoints) > 1 else None
+    table = [[name, checkpoint + " *" * (checkpoint == best), *(values[name, checkpoint, metric] for metric in names)]
+             for name in sets for checkpoint in checkpoints]
+    say("\n" + metrics.format_table(["set", "checkpoint", *names], table))
+    if best:
+        say(f"* best checkpoint by the mean {names[0]} over the sets: {folder / best} ({means[best]:.4f})")
 
 
 if __name__ == "__main__":

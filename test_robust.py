@@ -7,7 +7,7 @@ Pictures are attacked as decoded, before resizing or padding. Writes to --output
 and TensorBoard curves over the strength; results.csv (one row per dataset, attack, strength and metric). Prints one
 table at the end.
 """
-from registry import build_model, parse_args, post_function, run, script_parser
+from registry import build_model, parse_args, post_function, run, script_parser, UserError
 
 
 def get_args():
@@ -50,7 +50,12 @@ def main(args, model_args):
         data.JpegCompressionWrapper([50, 60, 70, 80, 90, 100]),
     ]
     metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label)
-    output_dir, log_dir = ddp.start_testing(args, model_args)
+    names = [attack.name for attack in attacks]
+    if len(set(names)) < len(names):
+        raise UserError(f"two attacks share a name ({', '.join(names)}), under which results are kept: give one "
+                        "another, attack.name = \"...\".")
+    output_dir = ddp.start_testing(args, model_args)
+    log_dir = ddp.make_output_dir(args.log_dir or args.output_dir, "--log_dir")
 
     # Data, checkpoint, model
     options = data.dataset_options(args, post_function(args.model, model_args), is_main())
@@ -61,53 +66,49 @@ def main(args, model_args):
     path = ddp.find_checkpoints(args.checkpoint_path, "--checkpoint_path")[-1]
     say(f"checkpoint {path}")
     model = build_model(args.model, model_args).to(device)
-    ddp.load_weights(model, ddp.load_checkpoint(path, "--checkpoint_path"), path, "--checkpoint_path")
+    ddp.load_weights(model, path, "--checkpoint_path")
     move = functools.partial(data.to_device, device=device, padding=args.if_padding)
 
-    # Every attack on every set; a picture is decoded once per attack
-    results = []  # one dict per set, attack, strength and metric
+    # Every attack on every set; a picture is decoded once per attack, and each result is written as soon as it is there
+    rows, table = [], []  # rows of results.csv: one per set, attack, strength and metric
     for name, test_set in test_sets.items():
         for attack in attacks:
             say(f"{name}: {attack!r}")
             test_set.attacks = list(attack)
             loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
                                       ddp.world_size())
-            by_strength = metrics.evaluate(model, loader, metric_list, move, amp=not args.if_not_amp,
-                                           model_eval=not args.no_model_eval, expected=len(test_set),
-                                           variants=len(test_set.attacks), model_name=args.model)
-            for (strength, _), result in zip(test_set.attacks, by_strength):
+            results = metrics.evaluate(model, loader, metric_list, move, amp=not args.if_not_amp,
+                                       model_eval=not args.no_model_eval, expected=len(test_set),
+                                       variants=len(test_set.attacks), model_name=args.model)
+            place = f"{name}/{attack.name}" if len(test_sets) > 1 else attack.name
+            about = {"checkpoint": path.name, "fingerprint": test_set.fingerprint}
+            for strength, result in zip(attack.strengths, results):
                 say(f"  strength {strength}  {result.describe()}")
-                results += [{"set": name, "attack": attack.name, "unit": attack.strength_unit, "strength": strength,
-                             "metric": metric, "value": value,
-                             "pictures": result.counted[metric], "left_out": result.left_out[metric],
-                             "checkpoint": path.name,
-                             "fingerprint": test_set.fingerprint} for metric, value in result.values.items()]
+                table.append([place, strength, *result.values.values()])
+                rows += [{"set": name, "attack": attack.name, "unit": attack.strength_unit, "strength": strength,
+                          "metric": metric, "value": value, "pictures": result.counted[metric],
+                          "left_out": result.left_out[metric], **about} for metric, value in result.values.items()]
+            if is_main():
+                write_result(output_dir / place, log_dir / place, attack, results, about)
+                ddp.write_csv(output_dir / "results.csv", rows)
 
-    if is_main():
-        write_results(results, [metric.name for metric in metric_list], output_dir, log_dir)
+    say("\n" + metrics.format_table(["attack", "strength", *(metric.name for metric in metric_list)], table))
+    say(f"results in {output_dir / 'results.csv'}")
     ddp.cleanup()
 
 
-def write_results(results, names, output_dir, log_dir):
-    """Write logs, curves over the strength and results.csv, and print the table."""
-    several = len({row["set"] for row in results}) > 1
-    groups = {}  # (set, attack) -> {strength: {metric: value}}
-    for row in results:
-        groups.setdefault((row["set"], row["attack"]), {}).setdefault(row["strength"], {})[row["metric"]] = row["value"]
-    table = []
-    for (owner, attack), strengths in groups.items():
-        place = f"{owner}/{attack}" if several else attack
-        folder = ddp.make_output_dir(output_dir / place)
-        ddp.write_lines(folder / "log.txt", [{"strength": strength, **{f"test_{k}": v for k, v in values.items()}}
-                                             for strength, values in strengths.items()])
-        with ddp.tensorboard(log_dir / place) as writer:
-            for strength, values in strengths.items():
-                for metric, value in values.items():
-                    writer.add_scalar(f"test/{metric}", value, strength)
-                table.append([place, strength, *(values[name] for name in names)])
-    ddp.write_csv(output_dir / "results.csv", results)
-    say("\n" + metrics.format_table(["attack", "strength", *names], table))
-    say(f"results in {output_dir / 'results.csv'}")
+def write_result(folder, log_dir, attack, results, about):
+    """Write log.txt and the curves of one attack. TensorBoard's steps are whole numbers: fractional strengths are
+    counted from 0 there."""
+    ddp.write_lines(ddp.make_output_dir(folder) / "log.txt", [
+        {"strength": strength, "unit": attack.strength_unit,
+         **{f"test_{name}": value for name, value in result.values.items()}, **about}
+        for strength, result in zip(attack.strengths, results)])
+    whole = all(float(strength).is_integer() for strength in attack.strengths)
+    with ddp.tensorboard(log_dir, fresh=True) as writer:
+        for place, (strength, result) in enumerate(zip(attack.strengths, results)):
+            for metric, value in result.values.items():
+                writer.add_scalar(f"test/{metric}", value, int(strength) if whole else place)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,6 @@ import contextlib
 import functools
 import json
 import math
-import sys
 
 import albumentations as albu
 import timm.optim
@@ -88,12 +87,12 @@ def train_transform():
     ])
 
 
-def learning_rate(epoch, peak, args):
-    """Return the learning rate at a fractional epoch: linear warm-up, then half a cosine down to min_lr."""
-    if epoch < args.warmup_epochs:
-        return peak * epoch / args.warmup_epochs
-    share = (epoch - args.warmup_epochs) / max(args.epochs - args.warmup_epochs, 1e-9)
-    return args.min_lr + (peak - args.min_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
+def learning_rate(epoch, epochs, warmup_epochs, peak, lowest):
+    """Return the learning rate at a fractional epoch: linear warm-up to `peak`, then half a cosine down to `lowest`."""
+    if epoch < warmup_epochs:
+        return peak * epoch / warmup_epochs
+    share = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
+    return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
 
 
 def prepare_output(args):
@@ -124,8 +123,11 @@ def prepare_output(args):
 
 def restore(checkpoint, path, optimizer, scaler, best, args):
     """Restore optimizer, loss scaler and random states from a checkpoint of ours; return (next epoch, best so far)."""
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])
+        for group, flags in zip(optimizer.param_groups, settings):
+            group.update(flags)  # what the command line says now goes before what it said then
         scaler.load_state_dict(checkpoint.get("scaler") or {})
     except (ValueError, KeyError) as error:
         raise UserError(f"--resume {path}: its optimizer state doesn't fit this optimizer ({error}). Resume with the "
@@ -144,6 +146,8 @@ def restore(checkpoint, path, optimizer, scaler, best, args):
         say(f"note: the best score of {path.name} was of {stored['metric']}; the best {best['metric']} is looked for "
             "from here on")
         stored = best
+    if (path.parent / f"checkpoint-{stored['epoch']}.pth").exists():  # the folder may have been moved
+        stored["folder"] = str(path.parent)
     return checkpoint.get("epoch", args.start_epoch - 1) + 1, stored
 
 
@@ -163,6 +167,23 @@ def row_epoch(line):
         return math.inf
 
 
+def write_pictures(writer, tag, batch, output, step, limit=4):
+    """Write up to `limit` pictures of a batch to TensorBoard.
+
+    They are the input, the mask, the prediction, the prediction above 0.5, and every visual_image.
+    """
+    pictures = {"image": data.denormalise(batch["image"]), "mask": batch["mask"]}
+    if output.get("pred_mask") is not None:
+        pictures |= {"pred_mask": output["pred_mask"], "pred_mask above 0.5": output["pred_mask"] > 0.5}
+    for name, value in (output.get("visual_image") or {}).items():
+        if value.dim() != 4 or value.shape[1] not in (1, 3):
+            raise UserError(f"visual_image {name!r} of the model has shape {tuple(value.shape)}: return (B, 1, H, W) "
+                            "or (B, 3, H, W).")
+        pictures[f"visual_image {name}"] = value
+    for name, value in pictures.items():
+        writer.add_images(f"{tag}/{name}", value[:limit].detach().float().clamp(0, 1), step)
+
+
 def evaluate_sets(model, test_sets, metric_list, move, writer, epoch, args):
     """Evaluate on every test set; return log entries: `test_<metric>` (mean over the sets), and with several
     `test_<set>/<metric>`."""
@@ -172,7 +193,7 @@ def evaluate_sets(model, test_sets, metric_list, move, writer, epoch, args):
 
         def show_first(batch, output, _):
             if writer and not shown:
-                ddp.write_pictures(writer, f"test {name}", batch, output, epoch)
+                write_pictures(writer, f"test {name}", batch, output, epoch)
                 shown.append(name)
 
         loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
@@ -210,7 +231,7 @@ def main(args, model_args):
     metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label)
     options = data.dataset_options(args, post_function(args.model, model_args), is_main())
     output_dir, log_dir, resume = prepare_output(args)
-    say(f"command: {' '.join(sys.argv)}\narguments: {json.dumps({**vars(args), **model_args})}")
+    ddp.announce(args, model_args)
     ddp.seed_everything(args.seed)
 
     # Data
@@ -249,10 +270,10 @@ def main(args, model_args):
     scaler = torch.amp.GradScaler(device.type, enabled=use_amp)
 
     # Resume
-    start_epoch, best = args.start_epoch, {"epoch": None, "value": -math.inf, "metric": metric_list[0].name}
+    best = {"epoch": None, "value": -math.inf, "metric": metric_list[0].name, "folder": str(output_dir)}
+    start_epoch = args.start_epoch
     if resume:
-        checkpoint = ddp.load_checkpoint(resume, "--resume")
-        ddp.load_weights(raw_model, checkpoint, resume, "--resume")
+        checkpoint = ddp.load_weights(raw_model, resume, "--resume")
         if "optimizer" in checkpoint:
             start_epoch, best = restore(checkpoint, resume, optimizer, scaler, best, args)
             say(f"resumed from {resume}: epoch {start_epoch} comes next")
@@ -276,7 +297,8 @@ def main(args, model_args):
                 group_start = step - step % args.accum_iter
                 group_size = min(args.accum_iter, len(batches) - group_start)  # an epoch's last group may be smaller
                 last_of_group = step == group_start + group_size - 1
-                lr = learning_rate(epoch + group_start / len(batches), peak, args)
+                lr = learning_rate(epoch + group_start / len(batches), args.epochs, args.warmup_epochs, peak,
+                                   args.min_lr)
                 for param_group in optimizer.param_groups:
                     param_group["lr"] = lr
 
@@ -308,13 +330,13 @@ def main(args, model_args):
             row = {"epoch": epoch, "train_lr": lr,
                    **{f"train_{name}": value for name, value in ddp.average(progress.means()).items()}}
             if writer:
-                ddp.write_pictures(writer, "train", batch, output, epoch)
+                write_pictures(writer, "train", batch, output, epoch)
             if test_sets and ((epoch + 1) % args.test_period == 0 or epoch + 1 == args.epochs):
                 ddp.share_buffers(raw_model)
                 row.update(evaluate_sets(raw_model, test_sets, metric_list, move, writer, epoch, args))
                 value = row[f"test_{metric_list[0].name}"]
                 if value > best["value"]:
-                    best = {"epoch": epoch, "value": value, "metric": metric_list[0].name}
+                    best.update(epoch=epoch, value=value, folder=str(output_dir))
             if writer:
                 for name, value in row.items():
                     if name != "epoch":
@@ -332,7 +354,7 @@ def main(args, model_args):
 
     if best["epoch"] is not None:
         say(f"best {best['metric']}: {best['value']:.4f} at epoch {best['epoch']}, "
-            f"in {output_dir / 'checkpoint-'}{best['epoch']}.pth")
+            f"in {best['folder']}/checkpoint-{best['epoch']}.pth")
     elif test_sets:
         say(f"no checkpoint is best: {best['metric']} is undefined on these test sets")
     say(f"newest checkpoint: {output_dir / 'checkpoint-'}{args.epochs - 1}.pth")
