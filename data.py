@@ -11,6 +11,7 @@ normalises them.
 """
 import concurrent.futures
 import contextlib
+import difflib
 import functools
 import hashlib
 import io
@@ -93,6 +94,7 @@ def decode(path, data, flags, mode):
 def read_image(path, turn=False):
     """Read a picture as RGB uint8 (H, W, 3), the same pixels as PIL gives. `turn` applies its EXIF orientation.
 
+    (OpenCV and PIL both turn a TIFF by its orientation whether asked to or not.)
     Raises UserError for files that are missing, empty, truncated or no picture.
     """
     flags = cv2.IMREAD_COLOR_RGB | (0 if turn else cv2.IMREAD_IGNORE_ORIENTATION)
@@ -262,7 +264,7 @@ class PackedStrings:
 def read_json(path):
     """Return the content of a JSON file; UserError where it is malformed or empty."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors on Windows put a mark in front
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
                         "Mend it there.") from None
@@ -368,6 +370,12 @@ def find_pairs(path, opened=None):
         images = [locate(image) for image in names]
         masks = ["" if mask == "Negative" else locate(mask) for _, mask in content]
         del content
+        words = {word: difflib.get_close_matches(word.lower(), ("negative", "manidataset", "jsondataset"), 1, 0.8)
+                 for word in missing[:5]}
+        for word, near in words.items():
+            if near:
+                meant = {"negative": "Negative", "manidataset": "ManiDataset", "jsondataset": "JsonDataset"}[near[0]]
+                raise UserError(f"{path}: {word!r} is no file. Did you mean {meant!r}? {JSON_FORMS}")
         if missing:
             raise UserError(f"{path} names {len(missing)} files that do not exist: {', '.join(missing[:5])}"
                             f"{' ...' if len(missing) > 5 else ''}. Relative paths are taken from the JSON's folder, "
@@ -387,6 +395,15 @@ SCAN_DTYPE = np.dtype([("size", "i8"), ("mtime", "i8"), ("digest", "S32"), ("hei
                        ("orientation", "i2")])
 
 
+def promised_bytes(picture, data):
+    """Return how long a TIFF or BMP file must be by its own header, in bytes."""
+    if picture.format == "BMP":
+        return int.from_bytes(data[2:6].tobytes(), "little")
+    tags = picture.tag_v2  # offsets and lengths of strips, or of tiles
+    starts, lengths = (tags.get(strips) or tags.get(tiles) or () for strips, tiles in ((273, 324), (279, 325)))
+    return max((start + length for start, length in zip(starts, lengths)), default=0)
+
+
 def scan_file(path):
     """Read a whole file and return its SCAN_DTYPE row: bytes, mtime (ns), BLAKE2 digest, header size, EXIF orientation.
 
@@ -397,6 +414,10 @@ def scan_file(path):
         decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB")
     try:
         picture = Image.open(io.BytesIO(data))
+        if picture.format == "PNG":
+            Image.open(io.BytesIO(data)).verify()  # its checksums
+        elif picture.format in ("TIFF", "BMP") and len(data) < promised_bytes(picture, data):
+            raise OSError("image file is truncated")
         # For a PNG without EXIF, PIL would decode the whole picture to learn that.
         orientation = picture.getexif().get(0x0112, 1) if picture.format != "PNG" or b"eXIf" in data.tobytes() else 1
     except Exception as error:  # PIL raises many types; each means that this is no picture
@@ -576,8 +597,8 @@ class PictureDataset(Dataset):
         height, width = pixels.shape[:2]
         if (height > size or width > size) and not self.said_crop:
             self.said_crop.fill_(True)
-            print(f"note: {name} is {height}x{width} pixels, larger than --image_size {size}: --if_padding crops it "
-                  "and others like it", flush=True)
+            print(f"note: {name} comes to {height}x{width} pixels, more than --image_size {size}: --if_padding crops "
+                  "it and others like it", flush=True)
         padded = np.zeros((size, size, *pixels.shape[2:]), np.uint8)
         padded[:min(height, size), :min(width, size)] = pixels[:size, :size]
         return padded
@@ -605,27 +626,38 @@ class BalancedDataset(PictureDataset):
     give or take one. IMDL-BenCo's Protocol-CAT draws as many, but with replacement.
     """
 
-    def __init__(self, path, sample_number=1840, **kwargs):
+    def __init__(self, path, sample_number=1840, fingerprint=True, **kwargs):
         self.sample_number = sample_number
-        super().__init__(path, **kwargs)
+        super().__init__(path, fingerprint=fingerprint, **kwargs)
+        self.members = []  # the describing line of each set
+        for name, start, end in zip(self.paths, self.ends, self.ends[1:]):
+            images, masks = ([strings[i] for i in range(start, end)] for strings in (self.images, self.masks))
+            tampered = sum(map(bool, masks))
+            own = self.compute_fingerprint(images, masks) if fingerprint else "not computed"
+            self.members.append(f"  {name}: {end - start} pictures, {tampered} tampered, "
+                                f"{end - start - tampered} authentic, fingerprint {own}")
 
     def find(self, path, opened):
-        names, images, masks, self.ends = [], [], [], [0]
+        names, images, masks, self.ends, self.paths = [], [], [], [0], []
         for kind, member in opened[1]:
             member = beside(path, member)
-            opened_member = read_dataset(member)
+            try:
+                opened_member = read_dataset(member)
+            except UserError as error:
+                raise UserError(f"{path} names {error}") from None
             if opened_member[0] != kind:
                 raise UserError(f"{path} calls {member} a {kind}, but it is a {opened_member[0]}. Mend the JSON.")
             for total, part in zip((names, images, masks), find_pairs(member, opened_member)):
                 total.extend(part)
             self.ends.append(len(names))
+            self.paths.append(member)
         return names, images, masks
 
     def __len__(self):
         return self.sample_number * (len(self.ends) - 1)
 
     def describe(self):
-        return f"{super().describe()}, {len(self)} drawn per epoch"
+        return "\n".join([f"{super().describe()}, {len(self)} drawn per epoch", *self.members])
 
     def epoch_indices(self, rng):
         drawn = []
@@ -646,12 +678,26 @@ def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_numb
         kind = opened[0]
         if kind not in allowed:
             words = {"FolderDataset": "a folder without Tp/ and Gt/", "several": "a JSON of several sets"}
-            what = words.get(kind, f"a {kind}")
-            raise UserError(f"{path} is {what}, which can't be used here. Give a {' or a '.join(allowed)}.")
+            what = words.get(kind, f"a {kind}") + (near_dataset(path) if kind == "FolderDataset" else "")
+            forms = {"ManiDataset": "a folder with Tp/ and Gt/", "JsonDataset": "a JSON list of [picture, mask]",
+                     "BalancedDataset": "a JSON of balanced sets", "FolderDataset": "a folder of pictures"}
+            raise UserError(f"{path} is {what}, which can't be used here. Give "
+                            f"{' or '.join(forms[kind] for kind in allowed)}.")
         balance = {"sample_number": sample_number} if kind == "BalancedDataset" else {}
         return KINDS[kind](path, opened=opened, **balance, **options)
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None
+
+
+def near_dataset(path):
+    """Return what a folder that is no dataset nearly was: " (did you mean ...?)", or ""."""
+    path = Path(path).resolve()
+    inside = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    for folder in (path.parent, *inside):
+        if (folder / "Tp").is_dir() and (folder / "Gt").is_dir():
+            return f" (did you mean {folder}?)"
+    wrong_case = [entry.name for entry in inside if entry.name.lower() in ("tp", "gt")]
+    return f" (rename {' and '.join(wrong_case)} to Tp and Gt?)" if wrong_case else ""
 
 
 def open_sets(path, flag, **options):
@@ -664,8 +710,8 @@ def open_sets(path, flag, **options):
         return {Path(path).resolve().stem or "test": open_dataset(path, flag, opened=opened, **options)}
     for name in content:
         if not name or name.startswith(".") or "/" in name or "\\" in name:
-            raise UserError(f"{flag} {path}: the set name {name!r} can't name a folder for its results. "
-                            "Use letters, digits, - and _.")
+            raise UserError(f"{flag} {path}: the set name {name!r} can't name a folder for its results. Use letters, "
+                            "digits, - and _; pictures and masks go into a list, [[picture, mask], ...].")
     return {name: open_dataset(beside(path, member), f"{flag} {path}, set {name!r}", **options)
             for name, member in content.items()}
 

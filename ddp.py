@@ -114,9 +114,11 @@ def together():
 
 
 def average(values):
-    """Return {name: mean over ranks} of every rank's {name: float}."""
+    """Return {name: mean over the ranks that have it} of every rank's {name: float}."""
     ranks = gather(values)
-    return {name: sum(each[name] for each in ranks) / len(ranks) for name in values}
+    names = dict.fromkeys(name for each in ranks for name in each)
+    columns = {name: [each[name] for each in ranks if name in each] for name in names}
+    return {name: sum(column) / len(column) for name, column in columns.items()}
 
 
 def cleanup():
@@ -132,7 +134,8 @@ def wrap(model, device, find_unused_parameters=False):
     # Strides of a depthwise kernel (C, 1, k, k) can be written in two ways; torch tells the user, who can't change it.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        from timm.layers import convert_sync_batchnorm  # torch's would drop the activation in timm's BatchNormAct2d
+        model = convert_sync_batchnorm(model)
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None,
                                    find_unused_parameters=find_unused_parameters)
 
@@ -266,6 +269,32 @@ def start_testing(args, model_args):
     return output_dir
 
 
+def note_changes(checkpoint, path, settings):
+    """Say which of the run's {flag: value} differ from those that a checkpoint of ours was trained with."""
+    stored = checkpoint.get("args")
+    for name, value in settings.items() if isinstance(stored, dict) else ():
+        if name in stored and stored[name] != value:
+            say(f"note: --{name} was {stored[name]} in {path.name} and is {value} now")
+
+
+def load_for_testing(model, path, args, model_args):
+    """Load a checkpoint into a bare model; say what fits it differently now, and whether the run had a better one."""
+    checkpoint = load_weights(model, path, "--checkpoint_path")
+    fitting = {name: vars(args)[name] for name in ("image_size", "if_resizing", "if_padding")}
+    note_changes(checkpoint, path, {**fitting, **model_args})
+    return checkpoint
+
+
+def newest_for_testing(model, args, model_args):
+    """Load what --checkpoint_path means, of a folder the newest checkpoint, into a bare model; return its path."""
+    path = find_checkpoints(args.checkpoint_path, "--checkpoint_path")[-1]
+    say(f"checkpoint {path}")
+    best = load_for_testing(model, path, args, model_args).get("best") or {}
+    if Path(args.checkpoint_path).is_dir() and best.get("epoch") not in (None, checkpoint_epoch(path)):
+        say(f"note: this is the newest of the folder; its best by {best['metric']} is checkpoint-{best['epoch']}.pth")
+    return path
+
+
 @contextlib.contextmanager
 def tensorboard(log_dir, fresh=False, purge_step=None):
     """Yield a SummaryWriter on rank 0 and None elsewhere.
@@ -310,7 +339,7 @@ class Progress:
 
     def update(self, values, lr):
         """Add a step's {name: scalar tensor}; print a line if it is time, UserError when a value is not finite then."""
-        values = {name: torch.as_tensor(value).detach().float() for name, value in values.items()}
+        values = {name: torch.as_tensor(value).detach().float().reshape(()) for name, value in values.items()}
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -385,9 +414,10 @@ def load_checkpoint(path, flag):
                             ) from None
         raise UserError(f"{flag} {path}: is no checkpoint. Give a file that torch.save wrote.") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise UserError(f"{flag} {path}: is truncated or no checkpoint ({reason}). "
-                        "Copy it anew or give another.") from None
+        reason = str(error).split("\n")[0].split(". ")[0]
+        reason = f" ({reason})" if re.search("[a-z]{3}", reason) else ""
+        raise UserError(f"{flag} {path}: is truncated or no checkpoint{reason}. Copy it anew or give another."
+                        ) from None
     if not isinstance(content, dict) or not content:
         what = "nothing" if content == {} else f"a {type(content).__name__}"
         raise UserError(f"{flag} {path}: holds {what}, not a checkpoint. "
@@ -396,14 +426,15 @@ def load_checkpoint(path, flag):
 
 
 def state_dict_of(content, path, flag):
-    """Return a checkpoint's state dict, under "model" or "state_dict" or the whole, without prefixes `module.`."""
+    """Return a checkpoint's state dict, under "model" or "state_dict" or the whole.
+
+    The prefixes `module.` (DDP) and `_orig_mod.` (torch.compile) are taken off.
+    """
     state = content.get("model", content.get("state_dict", content))
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise UserError(f"{flag} {path}: holds no state dict, neither under 'model' nor by itself. "
                         "Give a file with {'model': state_dict}.")
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}
 
 
 def load_weights(model, path, flag):

@@ -12,10 +12,10 @@ picture is called tampered when its score is above the threshold.
 """
 
 import contextlib
-import os
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional
 
 import numpy as np
@@ -255,18 +255,24 @@ def run_model(model, data, model_name, metrics=(), training=False):
     """
     try:
         output = model(**data)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's model raises
+        frames = traceback.extract_tb(error.__traceback__)
+        place = ([frame for frame in frames if "models" in Path(frame.filename).parts[:-1]
+                  and "site-packages" not in frame.filename] or frames)[-1]
         hint = "is --image_size one that the model takes?"
         if "edge_mask" in str(error):
             hint = "the model needs --edge_mask_width."
+        elif isinstance(error, TypeError) and "forward()" in str(error):
+            hint = "forward gets image, mask, label and so on by keyword: name what it needs, and end with **kwargs."
         elif "find_unused_parameters" in str(error):
             hint = "some parameters got no gradient: give --find_unused_parameters."
         elif "out of memory" in str(error):
             hint = "lower the batch size or --image_size."
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UserError(f"model {model_name} failed on images of {tuple(data['image'].shape)}: {type(error).__name__}: "
-                        f"{first_line} ({os.path.basename(place.filename)} line {place.lineno}); {hint} "
+                        f"{first_line} ({Path(place.filename).name} line {place.lineno}); {hint} "
                         "IMDL_TRACEBACK=1 in the environment shows the whole traceback.") from error
     if not isinstance(output, Mapping):
         raise UserError(f"model {model_name}: forward returned {type(output).__name__}; return a dict with "
@@ -275,7 +281,16 @@ def run_model(model, data, model_name, metrics=(), training=False):
         if output.get(metric.key) is None:
             raise UserError(f"model {model_name}: forward returned no {metric.key}, which the metric '{metric.name}' "
                             f"needs; return {metric.key} or take the metric off the list.")
-    picture_scores(output, data["label"], model_name, by_kind(metrics)[1])  # refuses at once what evaluation would
+    if by_kind(metrics)[1]:
+        picture_scores(output, data["label"], model_name, by_kind(metrics)[1])  # refuses at once what evaluation would
+    for name, value in (output.get("visual_loss") or {}).items():
+        if not (isinstance(value, (int, float)) or (torch.is_tensor(value) and value.numel() == 1)):
+            raise UserError(f"model {model_name}: visual_loss {name!r} is no scalar; return one number per name.")
+    for name, value in (output.get("visual_image") or {}).items():
+        if not (torch.is_tensor(value) and value.dim() == 4 and value.shape[1] in (1, 3)):
+            shape = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
+            raise UserError(f"model {model_name}: visual_image {name!r} is {shape}; return (B, 1, H, W) or "
+                            "(B, 3, H, W).")
     pred, loss = output.get("pred_mask"), output.get("backward_loss")
     if pred is not None and pred.shape != data["mask"].shape:
         raise UserError(f"model {model_name}: pred_mask is {tuple(pred.shape)} but the mask is "

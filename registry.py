@@ -9,6 +9,7 @@ answer at once.
 """
 import argparse
 import ast
+import collections.abc
 import contextlib
 import difflib
 import functools
@@ -204,7 +205,14 @@ def find_model(name):
 
 def build_model(name, model_args):
     """Call the model's constructor and return the model; UserError if that is no torch.nn.Module."""
-    model = MODELS.get(name)(**model_args)
+    try:
+        model = MODELS.get(name)(**model_args)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's constructor raises
+        flags = " ".join(f"--{key} {value}" for key, value in model_args.items()) or "no flags"
+        raise UserError(f"--model {name}: its constructor failed with {flags} ({summary(error)[:-1]}). Correct "
+                        "these flags; IMDL_TRACEBACK=1 in the environment shows the whole traceback.") from error
     if not callable(getattr(model, "forward", None)):
         raise UserError(f"--model {name}: {MODELS.file(name)} gave a {type(model).__name__}, not a torch.nn.Module.")
     return model
@@ -297,22 +305,30 @@ def flag_options(parameter):
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         members = [member for member in typing.get_args(kind) if member is not type(None)]
         optional = len(members) < len(typing.get_args(kind))
-        kind = members[0] if len(members) == 1 else str
-    if kind in (list, tuple) or typing.get_origin(kind) in (list, tuple):
+        kind = members[0] if len(members) == 1 else float if set(members) == {int, float} else str
+    sequences = (list, tuple, collections.abc.Sequence)
+    if kind in sequences or typing.get_origin(kind) in sequences:
         options["nargs"] = "+"
         kind = (*typing.get_args(kind), str)[0]
-    elif kind is bool:
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    if choices:
+        kind = bool if set(choices) == {True, False} else type(choices[0])
+    if kind is bool and "nargs" not in options:
         return {"action": BoolFlag, **options}
-    if typing.get_origin(kind) is typing.Literal:
-        options["choices"] = list(typing.get_args(kind)) + [None] * optional
-        kind = type(options["choices"][0])
-    if kind not in (int, float, str):
+    if kind not in (int, float, str, bool):
         return None
+    if choices and kind is not bool:
+        options["choices"] = [*choices, *[None] * optional]
+    words = {str(choice): choice for choice in choices} or ({"true": True, "false": False} if kind is bool else {})
 
     def convert(text):
-        return None if optional and text.lower() == "none" else kind(text)
+        if optional and text.lower() == "none":
+            return None
+        return words.get(text, words.get(text.lower(), text if kind is bool else kind(text)))
 
     convert.__name__ = kind.__name__  # argparse prints it: "invalid int value"
+    if kind is bool:
+        options["choices"] = [True, False]
     return {"type": convert, **options}
 
 
@@ -395,7 +411,8 @@ def script_parser(doc, evaluates=True, **defaults):
     group.add_argument("--output_dir", default=None, help="folder for all that the run writes (default: %(default)s)")
     group.add_argument("--device", default="cuda",
                        help="cuda, cuda:1, cpu, ...; cuda falls back to cpu where there is none (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=42, help="seed of everything that is random (default: %(default)s)")
+    group.add_argument("--seed", type=natural, default=42,
+                       help="seed of everything that is random (default: %(default)s)")
     group.add_argument("--num_workers", type=natural, default=min(8, os.cpu_count() or 1),
                        help="processes per rank that load pictures; 0 = none (default: as many as cores, at most 8)")
     group.add_argument("--pin_mem", action="store_true", default=True, dest="pin_mem",
@@ -421,18 +438,32 @@ def script_parser(doc, evaluates=True, **defaults):
     return parser
 
 
+def whole(text, least):
+    """Return the integer that a flag gives; argparse's error where it is none or below `least`."""
+    if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return int(text)
+
+
 def positive(text):
     """argparse type: an integer of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
-    return int(text)
+    return whole(text, 1)
 
 
 def natural(text):
     """argparse type: an integer of at least 0."""
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return int(text)
+    return whole(text, 0)
+
+
+def rate(text):
+    """argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
+    return value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -482,7 +513,7 @@ def measure(name, image_size, model_args):
     for build_on, run_on in ("meta", "meta"), ("cpu", "meta"), ("cpu", "cpu"):
         try:
             with torch.device(build_on):
-                model = build_model(name, model_args)
+                model = MODELS.get(name)(**model_args)
             sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
             model.to(run_on).eval().requires_grad_(False)  # the counter would put hooks on what needs gradients
             batch = example_batch(image_size, post_function(name, model_args), run_on)

@@ -76,12 +76,13 @@ def restore_size(pred, shape, original, padding):
 
 
 def write_overlay(file, test_set, index, pred):
-    """Write picture, mask (of a tampered picture) and heat map of the prediction side by side."""
+    """Write picture, mask (where there are labels) and heat map of the prediction side by side."""
     mask_path = test_set.masks[index] or None
     image, mask, _ = data.read_pair(test_set.images[index], mask_path)
     image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     heat = cv2.addWeighted(image, 0.5, cv2.applyColorMap(pred, cv2.COLORMAP_JET), 0.5, 0)
-    truth = [cv2.cvtColor(mask * 255, cv2.COLOR_GRAY2BGR)] if mask_path else []
+    labelled = not isinstance(test_set, data.FolderDataset)
+    truth = [cv2.cvtColor(mask * 255, cv2.COLOR_GRAY2BGR)] if labelled else []
     write_png(file, np.concatenate([image, *truth, heat], axis=1))
 
 
@@ -89,11 +90,10 @@ def write_png(file, pixels):
     """Write a PNG, making its folder; UserError where that fails."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        written = cv2.imwrite(str(file), pixels)
-    except (OSError, cv2.error):
-        written = False
-    if not written:
-        raise UserError(f"{file} can't be written: free some space or give another --output_dir.")
+        cv2.imencode(".png", pixels)[1].tofile(file)  # imwrite garbles names that are not ASCII on Windows
+    except OSError as error:
+        raise UserError(f"{file} can't be written ({error.strerror}): free some space or give another --output_dir."
+                        ) from None
 
 
 def scores_of(output, count):
@@ -114,17 +114,14 @@ def scores_of(output, count):
 def main(args, model_args):
     device = ddp.init(args)
     output_dir = ddp.start_testing(args, model_args)
-    for earlier in output_dir.glob("pred_label_*.json") if is_main() else ():
-        # this run may not replace it: fewer processes, or no scores
-        earlier.unlink(missing_ok=True)
     options = data.dataset_options(args, post_function(args.model, model_args), is_main())
     with ddp.together():
+        model = build_model(args.model, model_args).to(device)
+        ddp.newest_for_testing(model, args, model_args)
         test_sets = data.open_sets(args.test_data_path, "--test_data_path",
                                    allowed=("ManiDataset", "JsonDataset", "FolderDataset"), **options)
-    path = ddp.find_checkpoints(args.checkpoint_path, "--checkpoint_path")[-1]
-    say(f"checkpoint {path}")
-    model = build_model(args.model, model_args).to(device)
-    ddp.load_weights(model, path, "--checkpoint_path")
+    for earlier in output_dir.glob("pred_label_*.json") if is_main() else ():
+        earlier.unlink(missing_ok=True)  # this run may not replace it: fewer processes, or no scores
     if not args.no_model_eval:
         model.eval()
 

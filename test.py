@@ -51,11 +51,12 @@ def main(args, model_args):
     # Data, checkpoints, model
     options = data.dataset_options(args, post_function(args.model, model_args), is_main())
     with ddp.together():
+        paths = ddp.find_checkpoints(args.checkpoint_path, "--checkpoint_path")
+        model = build_model(args.model, model_args).to(device)
+        ddp.load_for_testing(model, paths[0], args, model_args)  # a wrong one must not cost an earlier run's results
         test_sets = data.open_sets(args.test_data_json, "--test_data_json", **options)
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())
-    paths = ddp.find_checkpoints(args.checkpoint_path, "--checkpoint_path")
-    model = build_model(args.model, model_args).to(device)
     move = functools.partial(data.to_device, device=device, padding=args.if_padding)
 
     # Every checkpoint on every set; each result is written as soon as it is there
@@ -66,7 +67,8 @@ def main(args, model_args):
     with contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(ddp.tensorboard(log_dir / name, fresh=True)) for name in test_sets}
         for path in paths:
-            ddp.load_weights(model, path, "--checkpoint_path")
+            with ddp.together():
+                ddp.load_weights(model, path, "--checkpoint_path")
             for name, test_set in test_sets.items():
                 loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
                                           ddp.world_size())

@@ -60,13 +60,11 @@ def main(args, model_args):
     # Data, checkpoint, model
     options = data.dataset_options(args, post_function(args.model, model_args), is_main())
     with ddp.together():
+        model = build_model(args.model, model_args).to(device)
+        path = ddp.newest_for_testing(model, args, model_args)
         test_sets = data.open_sets(args.test_data_path, "--test_data_path", **options)
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())
-    path = ddp.find_checkpoints(args.checkpoint_path, "--checkpoint_path")[-1]
-    say(f"checkpoint {path}")
-    model = build_model(args.model, model_args).to(device)
-    ddp.load_weights(model, path, "--checkpoint_path")
     move = functools.partial(data.to_device, device=device, padding=args.if_padding)
 
     # Every attack on every set; a picture is decoded once per attack, and each result is written as soon as it is there

@@ -9,7 +9,7 @@ Writes to --output_dir: checkpoint-<epoch>.pth (the newest, the best, and every 
 per epoch) and TensorBoard events. The same command runs on a CPU, on one GPU, and under torchrun on several GPUs and
 machines.
 """
-from registry import build_model, parse_args, positive, natural, post_function, run, script_parser, UserError
+from registry import build_model, natural, parse_args, positive, post_function, rate, run, script_parser, UserError
 
 
 def get_args():
@@ -20,11 +20,11 @@ def get_args():
     group.add_argument("--test_data_path", default=None,
                        help="test set, or a JSON object {name: path} of several; none = no evaluation")
     group.add_argument("--sample_number", type=positive, default=1840,
-                       help="pictures per set and epoch of a JSON of balanced sets")
+                       help="pictures per set and epoch of a JSON of balanced sets (default: %(default)s)")
     group.add_argument("--batch_size", type=positive, default=1,
                        help="pictures per process and step (default: %(default)s)")
     group.add_argument("--accum_iter", type=positive, default=1,
-                       help="steps whose gradients are added up before the weights change")
+                       help="steps whose gradients are added up before the weights change (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=200, help="number of epochs in all (default: %(default)s)")
     group.add_argument("--start_epoch", type=natural, default=0, help="number of the first epoch; --resume sets it")
     group.add_argument("--resume", default=None, help="go on from a checkpoint (file, or folder: its newest); "
@@ -32,21 +32,22 @@ def get_args():
     group.add_argument("--find_unused_parameters", action="store_true",
                        help="for models that leave parameters without gradient in some steps")
     group = parser.add_argument_group("optimizer")
-    group.add_argument("--lr", type=float, default=None,
+    group.add_argument("--lr", type=rate, default=None,
                        help="peak learning rate; when not given: blr x effective batch size / 256")
-    group.add_argument("--blr", type=float, default=1e-3,
-                       help="learning rate for an effective batch (batch_size x accum_iter x processes) of 256")
-    group.add_argument("--min_lr", type=float, default=0.0,
+    group.add_argument("--blr", type=rate, default=1e-3,
+                       help="learning rate for an effective batch (batch_size x accum_iter x processes) of 256 "
+                            "(default: %(default)s)")
+    group.add_argument("--min_lr", type=rate, default=0.0,
                        help="learning rate at the end of the half cosine (default: %(default)s)")
-    group.add_argument("--weight_decay", type=float, default=0.05,
+    group.add_argument("--weight_decay", type=rate, default=0.05,
                        help="AdamW weight decay, not on biases and norms (default: %(default)s)")
-    group.add_argument("--warmup_epochs", type=float, default=4,
+    group.add_argument("--warmup_epochs", type=rate, default=4,
                        help="epochs over which the learning rate rises from 0 (default: %(default)s)")
     group = parser.add_argument_group("logging and saving")
     group.add_argument("--test_period", type=positive, default=4,
-                       help="evaluate every so many epochs, and after the last")
+                       help="evaluate every so many epochs, and after the last (default: %(default)s)")
     group.add_argument("--save_period", type=natural, default=25,
-                       help="keep every so many epochs' checkpoint; 0 = only newest and best")
+                       help="keep every so many epochs' checkpoint; 0 = only newest and best (default: %(default)s)")
     group.add_argument("--log_per_epoch_count", type=positive, default=20,
                        help="progress lines per epoch (default: %(default)s)")
     return parse_args(parser)
@@ -109,7 +110,13 @@ def prepare_output(args):
         resume = output_dir if earlier else None
         if resume is None:
             say(f"--resume auto: no checkpoint in {output_dir}, so training starts at the beginning")
-    resume = ddp.find_checkpoints(resume, "--resume")[-1] if resume else None
+    with ddp.together():
+        resume = ddp.find_checkpoints(resume, "--resume")[-1] if resume else None
+    found = ddp.gather(resume and resume.name)
+    if len(set(found)) > 1:  # several machines, each with a disk of its own
+        raise UserError(f"--resume {args.resume}: the processes find different checkpoints "
+                        f"({', '.join(map(str, found))}). Copy the newest to the same place on every machine, or "
+                        "share --output_dir.")
     newest = max(earlier, key=ddp.checkpoint_epoch, default=None)
     if newest and resume and resume.parent.resolve() == output_dir.resolve():
         if resume.name != newest.name:
@@ -128,14 +135,14 @@ def restore(checkpoint, path, optimizer, scaler, best, args):
         optimizer.load_state_dict(checkpoint["optimizer"])
         for group, flags in zip(optimizer.param_groups, settings):
             group.update(flags)  # what the command line says now goes before what it said then
-        scaler.load_state_dict(checkpoint.get("scaler") or {})
-    except (ValueError, KeyError) as error:
+        if checkpoint.get("scaler"):  # empty in a checkpoint from a run without mixed precision
+            scaler.load_state_dict(checkpoint["scaler"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"--resume {path}: its optimizer state doesn't fit this optimizer ({error}). Resume with the "
                         "same optimizer, or keep only the weights: torch.save({'model': ...}).") from None
-    for name, value in checkpoint.get("args", {}).items() if isinstance(checkpoint.get("args"), dict) else ():
-        if name in vars(args) and vars(args)[name] != value and name not in ("resume", "start_epoch", "num_workers"):
-            say(f"note: --{name} was {value} in {path.name} and is {vars(args)[name]} now")
-    states = checkpoint.get("rng", [])
+    ddp.note_changes(checkpoint, path, {name: value for name, value in vars(args).items()
+                                        if name not in ("resume", "start_epoch", "num_workers", "output_dir")})
+    states = checkpoint.get("rng") or []
     if len(states) == ddp.world_size():
         ddp.set_random_states(states[ddp.rank()])
     else:
@@ -176,9 +183,6 @@ def write_pictures(writer, tag, batch, output, step, limit=4):
     if output.get("pred_mask") is not None:
         pictures |= {"pred_mask": output["pred_mask"], "pred_mask above 0.5": output["pred_mask"] > 0.5}
     for name, value in (output.get("visual_image") or {}).items():
-        if value.dim() != 4 or value.shape[1] not in (1, 3):
-            raise UserError(f"visual_image {name!r} of the model has shape {tuple(value.shape)}: return (B, 1, H, W) "
-                            "or (B, 3, H, W).")
         pictures[f"visual_image {name}"] = value
     for name, value in pictures.items():
         writer.add_images(f"{tag}/{name}", value[:limit].detach().float().clamp(0, 1), step)
@@ -250,7 +254,8 @@ def main(args, model_args):
     move = functools.partial(data.to_device, device=device, padding=args.if_padding)
 
     # Model
-    raw_model = build_model(args.model, model_args).to(device)
+    with ddp.together():
+        raw_model = build_model(args.model, model_args).to(device)
     count = sum(p.numel() for p in raw_model.parameters())
     trainable = sum(p.numel() for p in raw_model.parameters() if p.requires_grad)
     say(f"model {args.model}: {count:,} parameters, {trainable:,} of them trainable; "
@@ -273,7 +278,8 @@ def main(args, model_args):
     best = {"epoch": None, "value": -math.inf, "metric": metric_list[0].name, "folder": str(output_dir)}
     start_epoch = args.start_epoch
     if resume:
-        checkpoint = ddp.load_weights(raw_model, resume, "--resume")
+        with ddp.together():
+            checkpoint = ddp.load_weights(raw_model, resume, "--resume")
         if "optimizer" in checkpoint:
             start_epoch, best = restore(checkpoint, resume, optimizer, scaler, best, args)
             say(f"resumed from {resume}: epoch {start_epoch} comes next")
@@ -327,8 +333,8 @@ def main(args, model_args):
 
             # -------------------------------------------------------------------------------------------------------
             # Log, evaluate, save
-            row = {"epoch": epoch, "train_lr": lr,
-                   **{f"train_{name}": value for name, value in ddp.average(progress.means()).items()}}
+            losses = ddp.average(progress.means())
+            row = {"epoch": epoch, **{f"train_{name}": value for name, value in losses.items()}, "train_lr": lr}
             if writer:
                 write_pictures(writer, "train", batch, output, epoch)
             if test_sets and ((epoch + 1) % args.test_period == 0 or epoch + 1 == args.epochs):

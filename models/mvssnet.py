@@ -106,6 +106,7 @@ class ChannelAttention(nn.Module):
 
 
 def conv_bn_relu(channels, out_channels):
+    """3x3 convolution, batch norm, ReLU: (B, channels, H, W) -> (B, out_channels, H, W)."""
     return nn.Sequential(
         nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),

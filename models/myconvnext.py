@@ -40,10 +40,10 @@ class MyConvNeXt(nn.Module):
         if features.shape[1] != self.head.in_features:                     # some timm models keep channels last
             features = features.permute(0, 3, 1, 2)
         mask_logits = self.decoder(features)
-        mask_logits = F.interpolate(mask_logits, mask.shape[-2:], mode="bilinear", align_corners=False)  # (B, 1, H, W)
-        label_logits = self.head(features.mean(dim=(2, 3))).squeeze(1)     # (B,)
+        mask_logits = F.interpolate(mask_logits, mask.shape[-2:], mode="bilinear").float()    # (B, 1, H, W)
+        label_logits = self.head(features.mean(dim=(2, 3))).squeeze(1).float()    # (B,)
         seg_loss = F.binary_cross_entropy_with_logits(mask_logits, mask)
-        cls_loss = F.binary_cross_entropy_with_logits(label_logits, label.to(label_logits.dtype))
+        cls_loss = F.binary_cross_entropy_with_logits(label_logits, label.float())
         loss = seg_loss + cls_loss
         pred_mask = torch.sigmoid(mask_logits)
         return {

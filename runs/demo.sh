@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole way on a small data set made here: data, training, test, robustness, masks. It downloads only the packages.
-#   bash runs/demo.sh [more flags of train.py]        # about 5 minutes on two CPU cores after the installation
+#   bash runs/demo.sh [more flags of train.py]        # about 3 minutes on two CPU cores after the installation
 # The data go to demo_data/, all results to demo_output/ (DATA=... OUTPUT=... change that).
 . "$(dirname "$0")/setup.sh"
 DATA=${DATA:-$REPOSITORY/demo_data}

@@ -5,8 +5,9 @@ TEST=${TEST:?set TEST to the test set: folder with Tp/ and Gt/, or a JSON}
 CHECKPOINT=${CHECKPOINT:-output_cat_net}
 OUTPUT=${OUTPUT:-output_cat_net/robust}
 INPUT_RANGE=${INPUT_RANGE:-imdlbenco}
+FITTING=${FITTING:---if_resizing}
 
 . "$(dirname "$0")/launch.sh"
 launch test_robust.py --model Cat_Net --input_range "$INPUT_RANGE" \
-    --if_resizing --image_size 512 --test_batch_size 2 \
+    "$FITTING" --image_size 512 --test_batch_size 2 \
     --test_data_path "$TEST" --checkpoint_path "$CHECKPOINT" --output_dir "$OUTPUT" "$@"

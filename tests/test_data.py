@@ -118,7 +118,7 @@ def test_larger_pictures_are_cropped_and_that_is_said_once(pictures, capfd):
     for _ in data.eval_loader(dataset, 2, 2, False):
         pass
     load(dataset)
-    assert capfd.readouterr().out.count("larger than --image_size 90") == 1
+    assert capfd.readouterr().out.count("more than --image_size 90") == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -406,9 +406,49 @@ def test_fingerprint_is_of_names_and_contents_wherever_they_lie(tmp_path):
     assert len(first) == 12 and first == data.JsonDataset(copy / "set.json").fingerprint
     assert first != data.ManiDataset(copy).fingerprint
     changed = bytearray((copy / "Au/p003.png").read_bytes())
-    changed[-20] ^= 1  # in the checksum of the last pixels: the file keeps its size
+    changed[-20] ^= 1  # in the checksum of the last pixels
     (copy / "Au/p003.png").write_bytes(changed)
+    with pytest.raises(UserError, match="p003.png is no picture that can be read"):
+        data.JsonDataset(copy / "set.json")
+    pixels = cv2.imread(str(original / "Au/p003.png"))
+    pixels[0, 0, 0] ^= 1
+    cv2.imwrite(str(copy / "Au/p003.png"), pixels)
     assert data.JsonDataset(copy / "set.json").fingerprint != first
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.bmp", "x.png", "x.jpg"])
+def test_truncated_files_are_found_before_training(tmp_path, name):
+    make_pictures(tmp_path, 2)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8))
+    picture.save(tmp_path / "Au" / name)
+    (tmp_path / "one.json").write_text(json.dumps([[f"Au/{name}", "Negative"]]))
+    data.JsonDataset(tmp_path / "one.json")
+    content = (tmp_path / "Au" / name).read_bytes()
+    (tmp_path / "Au" / name).write_bytes(content[:len(content) * 2 // 3])
+    with pytest.raises(UserError, match=name):
+        data.JsonDataset(tmp_path / "one.json")
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ([["ManiDatset", "a"]], "Did you mean 'ManiDataset'"), ([["Tp/p000.png", "negative"]], "Did you mean 'Negative'")])
+def test_an_error_says_what_a_json_nearly_was(tmp_path, content, words):
+    make_pictures(tmp_path, 1)
+    (tmp_path / "near.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        data.open_dataset(tmp_path / "near.json", "--data_path")
+
+
+def test_an_error_says_what_a_folder_nearly_was(tmp_path):
+    make_pictures(tmp_path / "deep" / "set", 1)
+    for wrong in ("deep", "deep/set/Tp"):
+        with pytest.raises(UserError, match="did you mean .*set.?"):
+            data.open_dataset(tmp_path / wrong, "--data_path")
+
+
+def test_a_renamed_picture_has_another_fingerprint(tmp_path):
+    original, copy = make_pictures(tmp_path / "original", 3, authentic=1), tmp_path / "copy"
+    shutil.copytree(original, copy)
+    first = data.JsonDataset(original / "set.json").fingerprint
     shutil.copy(original / "Au/p003.png", copy / "Au/renamed.png")
     (copy / "set.json").write_text((original / "set.json").read_text().replace("Au/p003", "Au/renamed"))
     assert data.JsonDataset(copy / "set.json").fingerprint != first

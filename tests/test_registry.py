@@ -302,7 +302,7 @@ def test_values(flags, line, key, value):
     ("--side 8", "--side: invalid choice: 8 (choose from 7, 14)"),
     ("--wide maybe", "--wide: 'maybe' is neither true nor false"),
     ("--sizes 3 x", "--sizes: invalid int value: 'x'"),
-    ("--image_size 0", "--image_size: 0 is not a number of at least 1"),
+    ("--image_size 0", "--image_size: '0' is not a whole number of at least 1"),
     ("--rat 3", "--rat: neither {prog} nor the model Net has this flag. Did you mean --rate?"),
     ("--image-size=3", "--image-size: neither {prog} nor the model Net has this flag. Did you mean --image_size?"),
     ("--table 3", "--table: neither {prog} nor the model Net has this flag."),
@@ -333,7 +333,7 @@ def test_parameter_that_cannot_be_a_flag(repo):
 
 def test_wrong_flag_of_the_script_needs_no_model(repo):
     repo.write("net.py", "print('imported')\n" + textwrap.dedent(PLAIN.format(name="Net")))
-    with pytest.raises(repo.registry.UserError, match="--seed: invalid int value: 'x'"):
+    with pytest.raises(repo.registry.UserError, match="--seed: 'x' is not a whole number of at least 0"):
         repo.parse("--model Net --seed x")
     assert not repo.imported()
 

@@ -212,7 +212,7 @@ def test_masks_have_the_original_size(pictures, red, tmp_path):
     printed = save_images("Red", red, pictures, tmp_path / "padded", "--if_padding", "--image_size", 100,
                           "--test_batch_size", 4)
     assert "9 masks in" in printed and "no scores: the model returns no pred_label" in printed
-    assert "Tp/p000.png is 96x128 pixels, larger than" in printed
+    assert "Tp/p000.png comes to 96x128 pixels, more than" in printed
     assert not list((tmp_path / "padded").glob("*.json"))
     save_images("Red", red, pictures, tmp_path / "resized", "--if_resizing", "--image_size", 100)
     for i in range(9):
