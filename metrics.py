@@ -145,7 +145,7 @@ class PixelMetric(Metric):
         """The metric of each picture: (B,) float64, NaN where undefined.
 
         Args:
-            pred: (B, 1, H, W) probabilities; logits will do for all but the AUC
+            pred: (B, 1, H, W) probabilities; all but the AUC take logits too, and compare them as they are
             mask: (B, 1, H, W), 1 = tampered, 0 = authentic
             shape_mask: (B, 1, H, W), 1 = valid, 0 = not counted
             shape: (B, 2) valid (h, w) from the top left; cheaper than `shape_mask`
