@@ -635,7 +635,8 @@ class BalancedDataset(PictureDataset):
             tampered = sum(map(bool, masks))
             own = self.compute_fingerprint(images, masks) if fingerprint else "not computed"
             self.members.append(f"  {name}: {end - start} pictures, {tampered} tampered, "
-                                f"{end - start - tampered} authentic, fingerprint {own}")
+                                f"{end - start - tampered} authentic, fingerprint {own}"
+                                + (", repeated within an epoch" if end - start < sample_number else ""))
 
     def find(self, path, opened):
         names, images, masks, self.ends, self.paths = [], [], [], [0], []
