@@ -370,12 +370,10 @@ def find_pairs(path, opened=None):
         images = [locate(image) for image in names]
         masks = ["" if mask == "Negative" else locate(mask) for _, mask in content]
         del content
-        words = {word: difflib.get_close_matches(word.lower(), ("negative", "manidataset", "jsondataset"), 1, 0.8)
-                 for word in missing[:5]}
-        for word, near in words.items():
-            if near:
-                meant = {"negative": "Negative", "manidataset": "ManiDataset", "jsondataset": "JsonDataset"}[near[0]]
-                raise UserError(f"{path}: {word!r} is no file. Did you mean {meant!r}? {JSON_FORMS}")
+        for file in missing[:5]:
+            for word in ("Negative", "ManiDataset", "JsonDataset"):
+                if difflib.get_close_matches(file.lower(), [word.lower()], 1, 0.8):
+                    raise UserError(f"{path}: {file!r} is no file. Did you mean {word!r}? {JSON_FORMS}")
         if missing:
             raise UserError(f"{path} names {len(missing)} files that do not exist: {', '.join(missing[:5])}"
                             f"{' ...' if len(missing) > 5 else ''}. Relative paths are taken from the JSON's folder, "
@@ -395,10 +393,8 @@ SCAN_DTYPE = np.dtype([("size", "i8"), ("mtime", "i8"), ("digest", "S32"), ("hei
                        ("orientation", "i2")])
 
 
-def promised_bytes(picture, data):
-    """Return how long a TIFF or BMP file must be by its own header, in bytes."""
-    if picture.format == "BMP":
-        return int.from_bytes(data[2:6].tobytes(), "little")
+def tiff_length(picture):
+    """Return how long a TIFF file must be by its own header, in bytes."""
     tags = picture.tag_v2  # offsets and lengths of strips, or of tiles
     starts, lengths = (tags.get(strips) or tags.get(tiles) or () for strips, tiles in ((273, 324), (279, 325)))
     return max((start + length for start, length in zip(starts, lengths)), default=0)
@@ -407,7 +403,7 @@ def promised_bytes(picture, data):
 def scan_file(path):
     """Read a whole file and return its SCAN_DTYPE row: bytes, mtime (ns), BLAKE2 digest, header size, EXIF orientation.
 
-    Raises UserError for a file that is empty, truncated or no picture. Pixels are not decoded: `check` does that.
+    Raises UserError for a file that is empty, truncated or no picture. Compressed pixels are not decoded: `check` does.
     """
     data = read_bytes(path)
     if not is_complete(data):
@@ -416,7 +412,9 @@ def scan_file(path):
         picture = Image.open(io.BytesIO(data))
         if picture.format == "PNG":
             Image.open(io.BytesIO(data)).verify()  # its checksums
-        elif picture.format in ("TIFF", "BMP") and len(data) < promised_bytes(picture, data):
+        elif picture.format == "BMP":
+            picture.load()  # raw pixels; writers don't agree on the length in the header
+        elif picture.format == "TIFF" and len(data) < tiff_length(picture):
             raise OSError("image file is truncated")
         # For a PNG without EXIF, PIL would decode the whole picture to learn that.
         orientation = picture.getexif().get(0x0112, 1) if picture.format != "PNG" or b"eXIf" in data.tobytes() else 1

@@ -278,7 +278,7 @@ def note_changes(checkpoint, path, settings):
 
 
 def load_for_testing(model, path, args, model_args):
-    """Load a checkpoint into a bare model; say what fits it differently now, and whether the run had a better one."""
+    """Load a checkpoint into a bare model and return its content; say which flags differ from the training's."""
     checkpoint = load_weights(model, path, "--checkpoint_path")
     fitting = {name: vars(args)[name] for name in ("image_size", "if_resizing", "if_padding")}
     note_changes(checkpoint, path, {**fitting, **model_args})

@@ -499,15 +499,13 @@ def summarize(record, metrics, expected, keep_names):
     return Result(values, counted, left_out, score, label, per_picture, names)
 
 
-def format_table(header, rows, best=None):
-    """A text table: numbers with 4 decimals, "-" for NaN and None, the row at index `best` marked with *."""
+def format_table(header, rows):
+    """A text table: numbers with 4 decimals, "-" for NaN and None."""
     def text(value):
         if value is None or value != value:
             return "-"
         return f"{value:.4f}" if isinstance(value, float) else str(value)
 
     lines = [list(map(text, row)) for row in [header, *rows]]
-    if best is not None:
-        lines[best + 1][0] += " *"
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)

@@ -312,7 +312,7 @@ def flag_options(parameter):
         kind = (*typing.get_args(kind), str)[0]
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     if choices:
-        kind = bool if set(choices) == {True, False} else type(choices[0])
+        kind = bool if all(isinstance(choice, bool) for choice in choices) else type(choices[0])
     if kind is bool and "nargs" not in options:
         return {"action": BoolFlag, **options}
     if kind not in (int, float, str, bool):
@@ -324,7 +324,10 @@ def flag_options(parameter):
     def convert(text):
         if optional and text.lower() == "none":
             return None
-        return words.get(text, words.get(text.lower(), text if kind is bool else kind(text)))
+        for word in (text, text.lower()):
+            if word in words:
+                return words[word]
+        return text if kind is bool else kind(text)
 
     convert.__name__ = kind.__name__  # argparse prints it: "invalid int value"
     if kind is bool:

@@ -174,8 +174,8 @@ def row_epoch(line):
         return math.inf
 
 
-def write_pictures(writer, tag, batch, output, step, limit=4):
-    """Write up to `limit` pictures of a batch to TensorBoard.
+def write_pictures(writer, tag, batch, output, step):
+    """Write up to four pictures of a batch to TensorBoard.
 
     They are the input, the mask, the prediction, the prediction above 0.5, and every visual_image.
     """
@@ -185,7 +185,7 @@ def write_pictures(writer, tag, batch, output, step, limit=4):
     for name, value in (output.get("visual_image") or {}).items():
         pictures[f"visual_image {name}"] = value
     for name, value in pictures.items():
-        writer.add_images(f"{tag}/{name}", value[:limit].detach().float().clamp(0, 1), step)
+        writer.add_images(f"{tag}/{name}", value[:4].detach().float().clamp(0, 1), step)
 
 
 def evaluate_sets(model, test_sets, metric_list, move, writer, epoch, args):

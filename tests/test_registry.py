@@ -296,6 +296,26 @@ def test_values(flags, line, key, value):
     assert given == value and type(given) is type(value)
 
 
+@pytest.mark.parametrize("annotation, line, value", [
+    ("Literal[0, 1]", "--x 1", 1), ("Literal[1, 'a']", "--x a", "a"), ("Literal['a', 1]", "--x 1", 1),
+    ("Literal[True, False]", "--no-x", False), ("list[bool]", "--x true False", [True, False]),
+    ("Sequence[int]", "--x 3 4", [3, 4]), ("Union[int, float]", "--x 0.5", 0.5),
+    ("Optional[Literal['a']]", "--x none", None),
+])
+def test_rarer_annotations(repo, annotation, line, value):
+    repo.write("net.py", f"""
+from collections.abc import Sequence
+from typing import Literal, Optional, Union
+from registry import MODELS
+
+@MODELS.register_module()
+class Net:
+    def __init__(self, x: {annotation} = 5): pass
+""")
+    given = repo.parse(f"--model Net {line}")[1]["x"]
+    assert given == value and type(given) is type(value)
+
+
 @pytest.mark.parametrize("line, message", [
     ("--limit five", "--limit: invalid int value: 'five'"),
     ("--kind c", "--kind: invalid choice: 'c' (choose from 'a', 'b')"),
