@@ -1,16 +1,10 @@
-"""What a command line can name: models, post functions, and the flags that follow from a model's constructor.
-
-    python registry.py                                         # every model: file, parameters, GFLOPs
-    python registry.py --model MyConvNeXt --image_size 256     # one of them, at another size
+"""MODELS and POSTFUNCS, and the flags that follow from a model's constructor.
 
 A model is any callable under `@MODELS.register_module()` in a file or folder below models/; nothing else has to be
-edited. This module imports torch only where it builds a model, so that `--help` and mistakes on the command line
-answer at once.
+edited. This is the ground floor: it imports none of the other modules.
 """
 import argparse
-import ast
 import collections.abc
-import contextlib
 import difflib
 import functools
 import importlib
@@ -18,7 +12,6 @@ import inspect
 import os
 import re
 import sys
-import tempfile
 import traceback
 import types
 import typing
@@ -28,21 +21,39 @@ ROOT = Path(__file__).resolve().parent
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The text is one sentence: file, flag or key, what is wrong, what to do."""
+    """A mistake that the user can fix. The text is one sentence: file, flag or key, what is wrong, what to do."""
 
 
-def run(main):
-    """Call main() and return what it returns; a UserError becomes one line on standard error and exit code 1."""
+HINTS = {  # words of an exception -> what to try
+    "edge_mask": "the model needs the boundary of the mask: give --edge_mask_width.",
+    "out of memory": "lower --batch_size, --test_batch_size or --image_size.",
+    "find_unused_parameters": "some parameters got no gradient: give --find_unused_parameters.",
+    "unexpected keyword argument": "forward gets image, mask, label and more by keyword: name what it needs, and end "
+                                   "with **kwargs.",
+}
+
+
+def exit_on_user_error(main):
+    """Call main() and return what it returns.
+
+    A UserError becomes one line on standard error; any other exception, a model's for example, keeps its traceback and
+    gets a line of hint where one is known. Both end the program with exit code 1.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
     try:
         return main()
     except UserError as error:
-        if os.environ.get("IMDL_TRACEBACK"):  # for the author of a model: where it happened, not only what
-            raise
-        message = str(error).rpartition("registry.UserError: ")[2]  # a loader's worker puts its traceback before it
+        message = str(error).rpartition("registry.UserError: ")[2]  # a loader's worker puts its traceback in front
         print("error:", *message.strip().split("\n"), file=sys.stderr, flush=True)
-        sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        print("interrupted", file=sys.stderr)
+    except Exception as error:
+        traceback.print_exc()
+        for words, hint in HINTS.items():
+            if words in str(error):
+                print("hint:", hint, file=sys.stderr, flush=True)
+    sys.exit(1)
 
 
 def nearest(word, known):
@@ -61,7 +72,7 @@ class Registry:
 
     def __init__(self, kind):
         self.kind = kind
-        self.entries = {}  # name -> {file that registers it: callable}
+        self.entries = {}  # name -> {file that defines the callable: callable}
 
     def register_module(self, name=None, module=None):
         """Register a class or function under `name`, or else under its own name.
@@ -72,10 +83,9 @@ class Registry:
             name, module = None, name
 
         def add(obj):
-            frame = inspect.currentframe()  # up to the file that is being run: a helper elsewhere may register for it
-            while frame.f_code.co_name != "<module>" and frame.f_back:
-                frame = frame.f_back
-            self.entries.setdefault(name or obj.__name__, {})[relative(frame.f_code.co_filename)] = obj
+            defined_in = sys.modules.get(getattr(obj, "__module__", None))
+            file = relative(getattr(defined_in, "__file__", None) or "a built-in module")
+            self.entries.setdefault(name or obj.__name__, {})[file] = obj
             return obj
 
         return add if module is None else add(module)
@@ -90,7 +100,7 @@ class Registry:
         return next(iter(self.entries[name].values()))
 
     def file(self, name):
-        """Return the file that registers `name`, as seen from the repository."""
+        """Return the file that defines what is registered as `name`, as seen from the repository."""
         return next(iter(self.entries[name]))
 
     def __contains__(self, name):
@@ -113,106 +123,56 @@ def model_files():
     return [path for path in files if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
 
 
-def registered_names(source):
-    """Return (names, complete): the models that a file plainly registers, and whether these are all.
+def import_files(paths):
+    """Import files of models/; return {file as seen from the repository: exception} of those that fail.
 
-    Read from the text (bytes) of the file without running it: decorators of top-level classes and functions. Calls,
-    helpers, loops and computed names make the answer incomplete; so does what Python can't parse.
+    The dotted name makes relative imports work with or without `__init__.py`.
     """
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        text = source.decode(errors="replace")
-        return set(re.findall(r"^@MODELS\.register_module.*\n(?:class|def)\s+(\w+)", text, re.M)), False
-    names = set()
-    untold = sum(is_registration(node) for node in ast.walk(tree))
-    for node in tree.body:
-        for decorator in getattr(node, "decorator_list", []):
-            if is_registration(getattr(decorator, "func", decorator)):
-                keywords = {keyword.arg: keyword.value for keyword in getattr(decorator, "keywords", [])}
-                given = [*getattr(decorator, "args", []), *filter(None, [keywords.get("name")])]
-                name = given[0] if given else ast.Constant(node.name)
-                if isinstance(name, ast.Constant):
-                    names.add(name.value or node.name)
-                    untold -= 1
-    return names, untold == 0
-
-
-def is_registration(node):
-    """Tell whether a syntax node is the attribute `MODELS.register_module`."""
-    return isinstance(node, ast.Attribute) and ast.unparse(node).endswith("MODELS.register_module")
-
-
-def import_model_file(path):
-    """Import a file of models/ under its dotted name, so that relative imports work with or without `__init__.py`."""
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    try:
-        importlib.import_module(module)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's file raises: the message names the file and the line
-        places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-        if isinstance(error, SyntaxError):
-            places.append((error.filename, error.lineno))
-        file, line = [(path, 1), *(place for place in places if Path(relative(place[0])).parts[0] == "models")][-1]
-        hint = ""
-        if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("IMDLBenCo"):
-            hint = " Change that import to `from registry import MODELS`."
-        raise UserError(f"{relative(file)} line {line} can't be imported: {summary(error)}{hint}") from error
-
-
-def summary(error):
-    """Return the type of an exception and the first line of its text."""
-    text = str(getattr(error, "msg", error)).strip().split("\n")[0].rstrip(".")  # msg lacks the place
-    return f"{type(error).__name__}: {text}." if text else f"{type(error).__name__}."
-
-
-def import_files(paths, until=None):
-    """Import files of models/ up to the one that registers the model `until`; return a sentence for each that fails."""
-    errors = []
+    failures = {}
     for path in paths:
         try:
-            import_model_file(path)
-        except UserError as error:
-            errors.append(str(error))
-        if until in MODELS:
-            break
-    return errors
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        except (Exception, SystemExit) as error:  # whatever a user's file raises
+            failures[relative(path)] = error
+    return failures
+
+
+def import_failure(file, error):
+    """Return the sentence that says why a file of models/ can't be imported."""
+    text = str(error).strip().split("\n")[0].rstrip(".")
+    old = str(getattr(error, "name", None)).startswith("IMDLBenCo")
+    cure = " Change that import to `from registry import MODELS`." if old else ""
+    return f"{file} can't be imported: {type(error).__name__}{': ' * bool(text)}{text}.{cure}"
 
 
 def find_model(name):
     """Import what is needed of models/ and return the callable registered as `name`.
 
-    First the files that plainly register the model or hold its post function; then those that mention the name and
-    whose registrations can't be told; only if that was in vain all others, the less certain ones first. Raises
-    UserError: a file that can't be imported, no such model (with the nearest name), or two files that register it.
+    First the files whose text holds the name or that of its post function; all others only if that was in vain. Raises
+    ImportError (from the file's own exception) where the file of the model or of its post function fails, UserError
+    where there is no such model, with the nearest name, or where two files register it.
     """
-    sources = {path: path.read_bytes() for path in model_files()}
-    told = {path: registered_names(source) for path, source in sources.items()}
-    post_func = f"def {name.lower()}_post_func(".encode()
-    for path in sources:
-        if name in told[path][0] or post_func in sources[path]:
-            import_model_file(path)
-    import_files(path for path in sources if name.encode() in sources[path] and not told[path][1])
+    post_func = f"{name.lower()}_post_func"
+    texts = {path: path.read_bytes().decode(errors="replace") for path in model_files()}
+    mentions = [path for path, text in texts.items() if re.search(rf"\b({re.escape(name)}|{post_func})\b", text)]
+    failures = import_files(mentions)
     if name not in MODELS:
-        errors = import_files(sorted(sources, key=lambda path: told[path][1]), until=name)
-        if name not in MODELS:
-            known = set(MODELS.entries).union(*(names for names, _ in told.values()))
-            raise UserError(" ".join([f"--model {name}: models/ registers no such model.{nearest(name, known)}",
-                                      f"Known: {', '.join(sorted(known)) or 'none'}.", *errors]))
+        failures |= import_files(path for path in texts if path not in mentions)
+    defines = rf"^def {post_func}\b" + rf"|^(class|def) {re.escape(name)}\b" * (name not in MODELS)
+    for path, text in texts.items():
+        file = relative(path)
+        if file in failures and (file in MODELS.entries.get(name, ()) or re.search(defines, text, re.M)):
+            raise ImportError(import_failure(file, failures[file])) from failures[file]
+    if name not in MODELS:
+        raise UserError(" ".join([f"--model {name}: models/ registers no such model.{nearest(name, MODELS.entries)} "
+                                  f"Known: {', '.join(sorted(MODELS.entries)) or 'none'}.",
+                                  *(import_failure(file, error) for file, error in failures.items())]))
     return MODELS.get(name)
 
 
 def build_model(name, model_args):
     """Call the model's constructor and return the model; UserError if that is no torch.nn.Module."""
-    try:
-        model = MODELS.get(name)(**model_args)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a user's constructor raises
-        flags = " ".join(f"--{key} {value}" for key, value in model_args.items()) or "no flags"
-        raise UserError(f"--model {name}: its constructor failed with {flags} ({summary(error)[:-1]}). Correct "
-                        "these flags; IMDL_TRACEBACK=1 in the environment shows the whole traceback.") from error
+    model = MODELS.get(name)(**model_args)
     if not callable(getattr(model, "forward", None)):
         raise UserError(f"--model {name}: {MODELS.file(name)} gave a {type(model).__name__}, not a torch.nn.Module.")
     return model
@@ -275,21 +235,18 @@ def parameters(model):
 
 
 def parameter_help(model):
-    """Return {parameter: text} from the docstrings of a class and its constructor.
+    """Return {parameter: text} from the docstrings of a class and its constructor, in Google's style.
 
-    Understood: `name: text` and `name (type): text` as in Google style, `:param name: text`, and NumPy's `name : type`
-    with the text below; a text goes on over deeper indented lines.
+    That is `name: text` or `name (type): text`; a text goes on over lines that are indented deeper.
     """
     doc = inspect.getdoc(model) or ""
     if inspect.isclass(model):
         doc += "\n" + (inspect.getdoc(model.__init__) or "")
     found = {}
     for name in parameters(model):
-        match = re.search(rf"^( *)(?::param +(?:\S+ +)?)?`*{name}`*(?: *\(.*?\))?( *):(.*(?:\n\1 +.*)*)", doc, re.M)
+        match = re.search(rf"^( *){name}(?: *\(.*?\))?:(.*(?:\n\1 +.*)*)", doc, re.M)
         if match:
-            _, numpy_style, text = match.groups()
-            below = text.partition("\n")[2]
-            found[name] = " ".join((below if numpy_style and below else text).split())
+            found[name] = " ".join(match[2].split())
     return found
 
 
@@ -336,7 +293,7 @@ def flag_options(parameter):
 
 
 def add_model_flags(parser, name, model):
-    """Add the constructor parameters of a model as flags, save those that are flags of the script already."""
+    """Add the constructor parameters of a model as flags, except those that are flags of the script already."""
     group = parser.add_argument_group(f"flags of {name} ({MODELS.file(name)})")
     taken = {action.dest for action in parser._actions}
     texts = parameter_help(model)
@@ -354,11 +311,86 @@ def add_model_flags(parser, name, model):
                             "Optional, Literal or list, or give it a default.")
 
 
-def parse_args(parser, argv=None):
+def is_given(name, argv=None):
+    """Tell whether a command line (default: this program's) gives the flag `--name` or `--no-name`."""
+    argv = sys.argv[1:] if argv is None else argv
+    return any(word.split("=")[0] in (f"--{name}", f"--no-{name}") for word in argv)
+
+
+def is_pretrained_flag(parameter):
+    """Tell whether a bool parameter asks for pretrained weights, by its name `pretrained...`."""
+    return parameter.name.startswith("pretrained") and bool in (parameter.annotation, type(parameter.default))
+
+
+def is_starting_weights(parameter):
+    """Tell whether a parameter only says which weights a training starts from: `pretrained...`, or an optional path."""
+    named = parameter.name.startswith("pretrained") or parameter.name.endswith("_path")
+    return is_pretrained_flag(parameter) or named and parameter.default is not parameter.empty
+
+
+def without_starting_weights(name, model_args, argv=None):
+    """Return a model's arguments for a model that a checkpoint is loaded into.
+
+    Nothing is fetched or read that the checkpoint replaces: unless the command line gives it, a bool `pretrained...`
+    is False and an optional path stays at its default.
+    """
+    model_args = dict(model_args)
+    for parameter in parameters(MODELS.get(name)).values():
+        if parameter.name in model_args and is_starting_weights(parameter) and not is_given(parameter.name, argv):
+            model_args[parameter.name] = False if is_pretrained_flag(parameter) else parameter.default
+    return model_args
+
+
+TRAINED_WITH = ("model", "image_size", "if_resizing", "if_padding", "edge_mask_width", "if_not_amp")
+
+
+def stored_words(parser, name, stored, argv):
+    """Return, as words of a command line, what a checkpoint stores about its training and `argv` leaves out."""
+    own = parameters(MODELS.get(name)) if stored.get("model", name) == name else {}
+    if is_given("if_resizing", argv) or is_given("if_padding", argv):
+        stored = {**stored, "if_resizing": False, "if_padding": False}
+    words = []
+    for action in parser._actions:
+        key, value = action.dest, stored.get(action.dest)
+        if is_given(key, argv) or key not in stored:
+            continue
+        if key in TRAINED_WITH and value in (None, False) or key in own and is_starting_weights(own[key]):
+            continue
+        if key in TRAINED_WITH or key in own and plain(value) != plain(action.default):
+            values = [] if action.nargs == 0 else list(map(str, value if isinstance(value, (list, tuple)) else [value]))
+            joined = len(values) == 1 and values[0].startswith("-")  # else argparse takes it for a flag
+            words += [f"--{key}={values[0]}"] if joined else [f"--{key}", *values]
+    return words
+
+
+def plain(value):
+    """Return a value for comparison: what a command line gives as a list, a default may hold as a tuple."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def note_changes(stored, source, values):
+    """Print which of {flag: value} differ from those that a checkpoint stores."""
+    for key, value in values.items() if os.environ.get("RANK", "0") == "0" else ():
+        if key in stored and plain(stored[key]) != plain(value):
+            print(f"note: --{key} was {stored[key]} in {source} and is {value} now", flush=True)
+
+
+def parse_args(parser, argv=None, find_stored=None):
     """Parse a script's command line together with the flags of the model it names.
 
-    Returns (args, model_args): the script's flags as a Namespace, and the keyword arguments of the model's constructor.
-    A parameter of the constructor that has the name of a script's flag receives that flag's value. Raises UserError.
+    Args:
+        parser: from `script_parser`
+        argv: list of words; default: this program's
+        find_stored: given by scripts that load a checkpoint: a function from the script's own flags (a Namespace) to
+            the checkpoint's path and the {flag: value} of its training. What the command line leaves out of
+            TRAINED_WITH and of the model's own flags is then taken from there, and nothing is fetched to start from
+
+    Returns:
+        (args, model_args): the script's flags as a Namespace, and the keyword arguments of the model's constructor. A
+        parameter of the constructor that has the name of a script's flag receives that flag's value.
+
+    Raises:
+        UserError: a mistake on the command line, or a flag that neither it nor the checkpoint gives
     """
     argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -368,44 +400,63 @@ def parse_args(parser, argv=None):
         asked = first.parse_known_args(argv)[0]
     except argparse.ArgumentError:
         asked = argparse.Namespace(model=None, help=False)
-    if not asked.help:
-        parser.parse_known_args(argv)  # the script's own flags first: a mistake there needs no model
-    elif asked.model is None:
-        parser.epilog = "With --model NAME, --help also shows that model's flags. `python registry.py` lists all."
+    if asked.help and not asked.model:
+        parser.epilog = "--model NAME --help also shows that model's flags; python tools/list_models.py lists all models."
         parser.print_help()
         sys.exit(0)
+    source, stored = "", {}
+    if not asked.help:
+        args = parser.parse_known_args(argv)[0]  # the script's own flags first: a mistake there needs no model
+        if find_stored:
+            source, stored = find_stored(args)
+            fitted = args.if_resizing or args.if_padding or stored.get("if_resizing") or stored.get("if_padding")
+            missing = ["--model"] * (not (args.model or stored.get("model")))
+            missing += ["--if_resizing or --if_padding"] * (not fitted)
+            if missing:
+                raise UserError(f"--checkpoint_path {source} does not store {' nor '.join(missing)}: give them, and "
+                                "the other flags of the training (--image_size, the model's own).")
+    name = asked.model or stored["model"]
+    model = find_model(name)
     script_flags = [action.dest for action in parser._actions if action.dest != "help"]
-    model = find_model(asked.model)
-    add_model_flags(parser, asked.model, model)
-    values, unknown = parser.parse_known_args(argv)
+    add_model_flags(parser, name, model)
+    taken = stored_words(parser, name, stored, argv)
+    values, unknown = parser.parse_known_args(taken + argv)
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
         word = unknown[0].split("=")[0]
-        hint = nearest(word, flags) if word.startswith("-") else " Values follow a flag that starts with --."
-        raise UserError(f"{word}: neither {parser.prog} nor the model {asked.model} has this flag.{hint}")
-    values = vars(values)
-    args = argparse.Namespace(**{k: values[k] for k in script_flags})
-    return args, {k: values[k] for k in parameters(model) if k in values}
+        if not word.startswith("-"):
+            raise UserError(f"{word} belongs to no flag. {parser.prog} --help lists the flags.")
+        raise UserError(f"unknown flag {word}: neither {parser.prog} nor {name} has it.{nearest(word, flags)}")
+    args = argparse.Namespace(**{key: getattr(values, key) for key in script_flags})
+    model_args = {key: getattr(values, key) for key in parameters(model) if hasattr(values, key)}
+    if taken and os.environ.get("RANK", "0") == "0":
+        print(f"taken from {source}: {' '.join(taken)}", flush=True)
+    if find_stored:
+        model_args = without_starting_weights(name, model_args, argv)
+        own = {} if args.model != stored.get("model", args.model) else {
+            key: value for key, value in model_args.items() if not is_starting_weights(parameters(model)[key])}
+        note_changes(stored, source, {**{key: getattr(args, key) for key in TRAINED_WITH}, **own})
+    return args, model_args
 
 
-def script_parser(doc, evaluates=True, **defaults):
+def script_parser(doc, trains=False, evaluates=True, **defaults):
     """Return a Parser with the flags that all scripts share; `defaults` replaces defaults (such as output_dir).
 
-    `evaluates` is False for a script that computes no metrics.
+    `trains` is True for the script that no checkpoint tells its model, `evaluates` False for one without metrics.
     """
     parser = Parser(description=doc)
-    group = parser.add_argument_group("model and data")
-    group.add_argument("--model", required=True, help="registered name of the model (python registry.py lists them)")
+    group = parser.add_argument_group("model and data" if trains else "model and data (default: as in the training)")
+    group.add_argument("--model", required=trains, help="registered name (python tools/list_models.py lists them)")
     group.add_argument("--image_size", type=positive, default=512,
-                       help="side of the square that pictures are brought to, in pixels (default: %(default)s)")
+                       help="side of the square that images are brought to, in pixels (default: %(default)s)")
     group.add_argument("--if_resizing", action="store_true",
-                       help="resize pictures to image_size (bilinear, masks nearest)")
+                       help="resize images to image_size (bilinear, masks nearest)")
     group.add_argument("--if_padding", action="store_true",
-                       help="put pictures top-left on black, crop what is larger; this or --if_resizing")
+                       help="pad with black at the right and bottom; larger images are cropped (logged once)")
     group.add_argument("--edge_mask_width", type=positive, default=None,
-                       help="width of the boundary band in edge_mask, in pixels; off when not given")
+                       help="width of the boundary band in edge_mask, in pixels (default: no edge_mask)")
     group.add_argument("--test_batch_size", type=positive, default=2,
-                       help="pictures per process and step in evaluation (default: %(default)s)")
+                       help="images per process and step in evaluation (default: %(default)s)")
     group.add_argument("--no_model_eval", action="store_true",
                        help="evaluate in training mode (dropout on, batch statistics), as some published tables did")
     group.add_argument("--no_fingerprint", action="store_true",
@@ -417,11 +468,12 @@ def script_parser(doc, evaluates=True, **defaults):
     group.add_argument("--seed", type=natural, default=42,
                        help="seed of everything that is random (default: %(default)s)")
     group.add_argument("--num_workers", type=natural, default=min(8, os.cpu_count() or 1),
-                       help="processes per rank that load pictures; 0 = none (default: as many as cores, at most 8)")
+                       help="processes per rank that load images; 0 = none (default: as many as cores, at most 8)")
     group.add_argument("--pin_mem", action="store_true", default=True, dest="pin_mem",
                        help="pinned memory for transfers to a GPU (on by default)")
     group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="turn pinned memory off")
     group.add_argument("--if_not_amp", action="store_true", help="no mixed precision (it is used on CUDA only)")
+    group.add_argument("--no_progress", action="store_true", help="show no progress of evaluation, saving and reading")
     if evaluates:
         group = parser.add_argument_group("metrics and curves")
         group.add_argument("--metrics", nargs="+", default=None, metavar="NAME",
@@ -430,13 +482,8 @@ def script_parser(doc, evaluates=True, **defaults):
         group.add_argument("--if_predict_label", action="store_true",
                            help="the image-level metrics too (the model must return pred_label)")
         group.add_argument("--log_dir", default=None, help="folder for TensorBoard events (default: output_dir)")
-    group = parser.add_argument_group("distributed (torchrun's environment decides; these suit IMDL-BenCo's launchers)")
-    group.add_argument("--world_size", type=int, default=None,
-                       help="number of processes; compared with torchrun's, which counts")
-    group.add_argument("--local_rank", type=int, default=None,
-                       help="index of this process's GPU where torchrun gives none")
-    group.add_argument("--dist_url", default="env://",
-                       help="where the processes meet (default: %(default)s, torchrun's environment)")
+    for flag in ("--world_size", "--local_rank", "--dist_url"):  # IMDL-BenCo's launchers pass what torchrun decides
+        parser.add_argument(flag, help=argparse.SUPPRESS)
     parser.set_defaults(**defaults)
     return parser
 
@@ -467,107 +514,3 @@ def rate(text):
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
     return value
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# python registry.py
-
-
-def example_batch(image_size, post_func, device):
-    """Return a batch of one tampered picture of noise as `forward` receives it, with every optional key."""
-    import numpy as np
-    from PIL import Image
-
-    import data
-
-    pixels = np.random.default_rng(0).integers(0, 256, (image_size, image_size), np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        Image.fromarray(pixels).convert("RGB").save(f"{folder}/noise.jpg")
-        Image.fromarray(255 * np.tri(image_size, dtype=np.uint8)).save(f"{folder}/mask.png")
-        Path(folder, "set.json").write_text('[["noise.jpg", "mask.png"]]')
-        dataset = data.JsonDataset(f"{folder}/set.json", image_size, padding=True, edge_mask_width=7,
-                                   post_func=post_func, fingerprint=False)
-        batch = data.collate([dataset[0]])
-    del batch["index"]  # the loader's own
-    return data.to_device(batch, device, padding=True)
-
-
-def measure(name, image_size, model_args):
-    """Build a model, run it on one picture and return (parameters, trainable parameters, floating-point operations).
-
-    A multiply-add is two operations; element-wise ones are not counted. The losses are part of forward and so of the
-    count, which they hardly change. On the meta device tensors have shapes but no values, so that nothing is allocated
-    or computed; a model that needs values is built, and if need be run, on the CPU. Raises UserError with the model's
-    own complaint.
-    """
-    from unittest import mock
-
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    constructor = parameters(MODELS.get(name)).values()
-    missing = [f"--{p.name}" for p in constructor if p.default is p.empty and p.name not in model_args]
-    if missing:
-        raise UserError(f"needs {' '.join(missing)}: list it alone, with `--model {name}` and these flags.")
-    for p in constructor:
-        if p.name.startswith("pretrained") and bool in (p.annotation, type(p.default)):
-            model_args = {**model_args, p.name: False}  # nothing is downloaded
-    for build_on, run_on in ("meta", "meta"), ("cpu", "meta"), ("cpu", "cpu"):
-        try:
-            with torch.device(build_on):
-                model = MODELS.get(name)(**model_args)
-            sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-            model.to(run_on).eval().requires_grad_(False)  # the counter would put hooks on what needs gradients
-            batch = example_batch(image_size, post_function(name, model_args), run_on)
-            with (
-                torch.device(run_on), torch.no_grad(),
-                mock.patch("torch.autocast", lambda *args, **kwargs: contextlib.nullcontext()),  # it refuses meta
-                sdpa_kernel(SDPBackend.MATH),  # attention as plain products: not all fused kernels are counted
-                FlopCounterMode(display=False) as counter,
-            ):
-                model(**batch)
-            return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable), counter.get_total_flops()
-        except UserError:
-            raise
-        except Exception as error:  # whatever a user's model raises; what it says at last, on the CPU, is told
-            complaint = summary(error)
-    raise UserError(complaint)
-
-
-def main():
-    """List the models; UserError if there is nothing to list."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--model", nargs="+", metavar="NAME",
-                        help="models to list (default: all); a single one also takes its own flags")
-    parser.add_argument("--image_size", type=positive, default=512,
-                        help="side of the picture in pixels (default: %(default)s)")
-    asked = parser.parse_known_args([word for word in sys.argv[1:] if word not in ("-h", "--help")])[0].model or []
-    args, model_args = parse_args(parser) if len(asked) == 1 else (parser.parse_args(), {})
-    for name in asked:
-        find_model(name)
-    broken = [] if asked else import_files(model_files())
-    names = asked or sorted(MODELS.entries)
-
-    row = f"{{:{max(map(len, names), default=0)}}}  {{:{max(map(len, map(MODELS.file, names)), default=0)}}}  "
-    print(f"GFLOPs: 1e9 floating-point operations, a multiply-add being 2, for one {args.image_size}x{args.image_size} "
-          f"picture forward, losses included\n\n{row.format('model', 'file')}   parameters     trainable    GFLOPs")
-    listed = 0
-    for name in names:
-        print(row.format(name, MODELS.file(name)), end="", flush=True)
-        try:
-            given = {key: value for key, value in vars(args).items() if key in parameters(MODELS.get(name))}
-            total, trainable, flops = measure(name, args.image_size, {**given, **model_args})
-            print(f"{total:13,} {trainable:13,} {flops / 1e9:9.2f}", flush=True)
-            listed += 1
-        except UserError as error:
-            print(re.split(r"(?<=[.!?])\s", str(error))[0], flush=True)
-    for sentence in broken:
-        print(sentence)
-    if not listed:
-        raise UserError("no model could be measured, the lines above say why." if names else "models/ holds no model.")
-
-
-if __name__ == "__main__":
-    from registry import main, run  # models register with the module `registry`, which `__main__` is not
-    run(main)

@@ -1,13 +1,19 @@
 """Test one checkpoint under attacks of growing strength.
 
-    python test_robust.py --model MyModel --test_data_path CASIA1 --checkpoint_path output --if_resizing ...
-    torchrun --standalone --nproc_per_node=4 test_robust.py --model MyModel --test_data_path CASIA1 ...
+    python test_robust.py --checkpoint_path output --test_data_path CASIA1
+    torchrun --standalone --nproc_per_node=4 test_robust.py --checkpoint_path output --test_data_path CASIA1
 
-Pictures are attacked as decoded, before resizing or padding. Writes to --output_dir: per attack a folder with log.txt
-and TensorBoard curves over the strength; results.csv (one row per dataset, attack, strength and metric). Prints one
-table at the end.
+What the command line leaves out (model, its flags, size) is taken from the checkpoint. Images are attacked as decoded,
+before resizing or padding. Writes to --output_dir: per attack a folder with log.txt and TensorBoard curves over the
+strength; results.csv (one row per dataset, attack, strength and metric). Prints one table at the end.
 """
-from registry import build_model, parse_args, post_function, run, script_parser, UserError
+import data
+import ddp
+import metrics
+from checkpoint import load_chosen, stored_args
+from evaluate import evaluate, evaluation_options
+from log import csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
+from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
 
 
 def get_args():
@@ -16,81 +22,72 @@ def get_args():
     group.add_argument("--test_data_path", "--test_data_json", required=True,
                        help="test set, or a JSON object {name: path} of several")
     group.add_argument("--checkpoint_path", required=True,
-                       help="checkpoint file, or a folder: the newest checkpoint-<n>.pth in it")
+                       help="checkpoint file, or a folder: its best, or where it records none its newest")
     group.add_argument("--noise_unit", choices=["variance", "std"], default="variance",
                        help="what the strength of the noise is, on the 0-255 scale: variance as in IMDL-BenCo, or "
                             "standard deviation as in most papers")
-    return parse_args(parser)
+    return parse_args(parser, find_stored=stored_args)
 
 
-if __name__ == "__main__":  # before the heavy imports, so that --help and mistakes answer at once
-    args, model_args = run(get_args)
+def make_attacks(noise_unit, seed):
+    """Return the list of attacks."""
+    import transforms  # here: with albumentations, which takes seconds
+    return [
+        # TODO the attacks and their strengths, 0 = no attack: the three below, or a subclass of
+        # transforms.AttackWrapper of your own
+        transforms.GaussianBlurWrapper([0, 3, 7, 11, 15, 19, 23]),
+        transforms.GaussianNoiseWrapper([3, 7, 11, 15, 19, 23], unit=noise_unit, seed=seed),
+        transforms.JpegCompressionWrapper([50, 60, 70, 80, 90, 100]),
+    ]
 
-import functools
 
-import data
-import ddp
-import metrics
-from ddp import is_main, say
-
-
-def main(args, model_args):
-    device = ddp.init(args)
+def main():
+    args, model_args = get_args()
+    device = ddp.init(args.device)
     metric_list = [
         # TODO the metrics to compute: PixelF1, PixelIOU, PixelAccuracy, PixelAUC (each with mode="origin", "reverse" or
         # "double"), ImageF1, ImageAUC, ImageAccuracy, or a class of your own with their interface
         metrics.PixelF1(threshold=0.5),
         metrics.PixelIOU(threshold=0.5),
     ]
-    attacks = [
-        # TODO the attacks and their strengths, 0 = no attack: the three below, or a subclass of data.AttackWrapper of
-        # your own
-        data.GaussianBlurWrapper([0, 3, 7, 11, 15, 19, 23]),
-        data.GaussianNoiseWrapper([3, 7, 11, 15, 19, 23], unit=args.noise_unit, seed=args.seed),
-        data.JpegCompressionWrapper([50, 60, 70, 80, 90, 100]),
-    ]
+    attacks = make_attacks(args.noise_unit, args.seed)
     metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label)
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):
         raise UserError(f"two attacks share a name ({', '.join(names)}), under which results are kept: give one "
                         "another, attack.name = \"...\".")
-    output_dir = ddp.start_testing(args, model_args)
-    log_dir = ddp.make_output_dir(args.log_dir or args.output_dir, "--log_dir")
+    dataset_options = data.dataset_options(args, post_function(args.model, model_args), ddp.is_main())
+    output_dir, log_dir = open_output(args, model_args)
+    ddp.seed_everything(args.seed)
 
     # Data, checkpoint, model
-    options = data.dataset_options(args, post_function(args.model, model_args), is_main())
-    with ddp.together():
+    with ddp.fail_together():
         model = build_model(args.model, model_args).to(device)
-        path = ddp.newest_for_testing(model, args, model_args)
-        test_sets = data.open_sets(args.test_data_path, "--test_data_path", **options)
+        path = load_chosen(model, args.checkpoint_path)
+        test_sets = data.open_sets(args.test_data_path, "--test_data_path", **dataset_options)
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())
-    move = functools.partial(data.to_device, device=device, padding=args.if_padding)
 
-    # Every attack on every set; a picture is decoded once per attack, and each result is written as soon as it is there
+    # Every attack on every set; an image is decoded once per attack, and each result is written as soon as it is there
     rows, table = [], []  # rows of results.csv: one per set, attack, strength and metric
     for name, test_set in test_sets.items():
         for attack in attacks:
             say(f"{name}: {attack!r}")
             test_set.attacks = list(attack)
-            loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
-                                      ddp.world_size())
-            results = metrics.evaluate(model, loader, metric_list, move, amp=not args.if_not_amp,
-                                       model_eval=not args.no_model_eval, expected=len(test_set),
-                                       variants=len(test_set.attacks), model_name=args.model)
             place = f"{name}/{attack.name}" if len(test_sets) > 1 else attack.name
+            results = evaluate(model, test_set, metric_list, label=place, **evaluation_options(args, device))
             about = {"checkpoint": path.name, "fingerprint": test_set.fingerprint}
             for strength, result in zip(attack.strengths, results):
                 say(f"  strength {strength}  {result.describe()}")
                 table.append([place, strength, *result.values.values()])
                 rows += [{"set": name, "attack": attack.name, "unit": attack.strength_unit, "strength": strength,
-                          "metric": metric, "value": value, "pictures": result.counted[metric],
+                          "metric": metric, "value": value, "images": result.counted[metric],
                           "left_out": result.left_out[metric], **about} for metric, value in result.values.items()]
-            if is_main():
+            if ddp.is_main():
                 write_result(output_dir / place, log_dir / place, attack, results, about)
-                ddp.write_csv(output_dir / "results.csv", rows)
+                write_file(output_dir / "results.csv", csv_lines(rows))
 
-    say("\n" + metrics.format_table(["attack", "strength", *(metric.name for metric in metric_list)], table))
+    say("\n" + format_table(["attack", "strength", *(metric.name for metric in metric_list)], table))
     say(f"results in {output_dir / 'results.csv'}")
     ddp.cleanup()
 
@@ -98,16 +95,16 @@ def main(args, model_args):
 def write_result(folder, log_dir, attack, results, about):
     """Write log.txt and the curves of one attack. TensorBoard's steps are whole numbers: fractional strengths are
     counted from 0 there."""
-    ddp.write_lines(ddp.make_output_dir(folder) / "log.txt", [
+    write_file(folder / "log.txt", json_lines([
         {"strength": strength, "unit": attack.strength_unit,
          **{f"test_{name}": value for name, value in result.values.items()}, **about}
-        for strength, result in zip(attack.strengths, results)])
+        for strength, result in zip(attack.strengths, results)]))
     whole = all(float(strength).is_integer() for strength in attack.strengths)
-    with ddp.tensorboard(log_dir, fresh=True) as writer:
+    with tensorboard(log_dir, fresh=True) as writer:
         for place, (strength, result) in enumerate(zip(attack.strengths, results)):
             for metric, value in result.values.items():
                 writer.add_scalar(f"test/{metric}", value, int(strength) if whole else place)
 
 
 if __name__ == "__main__":
-    run(lambda: main(args, model_args))
+    exit_on_user_error(main)

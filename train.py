@@ -9,20 +9,32 @@ Writes to --output_dir: checkpoint-<epoch>.pth (the newest, the best, and every 
 per epoch) and TensorBoard events. The same command runs on a CPU, on one GPU, and under torchrun on several GPUs and
 machines.
 """
-from registry import build_model, natural, parse_args, positive, post_function, rate, run, script_parser, UserError
+import json
+import math
+
+import torch
+
+import data
+import ddp
+import metrics
+from checkpoint import find_resume, resume_training, save_checkpoint
+from evaluate import check_output, evaluate, evaluation_options
+from log import EpochLog, append_file, json_lines, open_output, say, tensorboard, write_file
+from registry import (UserError, build_model, exit_on_user_error, natural, parse_args, positive, post_function, rate,
+                      script_parser, without_starting_weights)
 
 
 def get_args():
-    parser = script_parser(__doc__, output_dir="output")
+    parser = script_parser(__doc__, trains=True, output_dir="output")
     group = parser.add_argument_group("training")
     group.add_argument("--data_path", required=True,
                        help="training set: folder with Tp/ and Gt/, JSON of pairs, or JSON of balanced sets")
     group.add_argument("--test_data_path", default=None,
                        help="test set, or a JSON object {name: path} of several; none = no evaluation")
     group.add_argument("--sample_number", type=positive, default=1840,
-                       help="pictures per set and epoch of a JSON of balanced sets (default: %(default)s)")
+                       help="images per set and epoch of a JSON of balanced sets (default: %(default)s)")
     group.add_argument("--batch_size", type=positive, default=1,
-                       help="pictures per process and step (default: %(default)s)")
+                       help="images per process and step (default: %(default)s)")
     group.add_argument("--accum_iter", type=positive, default=1,
                        help="steps whose gradients are added up before the weights change (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=200, help="number of epochs in all (default: %(default)s)")
@@ -53,32 +65,17 @@ def get_args():
     return parse_args(parser)
 
 
-if __name__ == "__main__":  # before the heavy imports, so that --help and mistakes answer at once
-    args, model_args = run(get_args)
-
-import contextlib
-import functools
-import json
-import math
-
-import albumentations as albu
-import timm.optim
-import torch
-
-import data
-import ddp
-import metrics
-from ddp import is_main, say
-
-
 def train_transform():
-    """Return the training augmentation, applied to the uint8 picture and mask before resizing or padding."""
-    # TODO change the augmentation: any albumentations transform, and data.RandomCopyMove and data.RandomInpainting,
-    # which tamper further
+    """Return the training augmentation, applied to the uint8 image and mask before resizing or padding."""
+    import albumentations as albu  # here: it takes seconds, and only training needs it
+
+    from transforms import RandomCopyMove, RandomInpainting
+    # TODO change the augmentation: any albumentations transform, and RandomCopyMove and RandomInpainting of
+    # transforms.py, which tamper further
     return albu.Compose([
         albu.RandomScale(scale_limit=0.2, p=1.0),
-        data.RandomCopyMove(p=0.1),
-        data.RandomInpainting(p=0.1),
+        RandomCopyMove(p=0.1),
+        RandomInpainting(p=0.1),
         albu.HorizontalFlip(p=0.5),
         albu.VerticalFlip(p=0.5),
         albu.RandomBrightnessContrast(brightness_limit=(-0.1, 0.1), contrast_limit=0.1, p=1.0),
@@ -86,6 +83,13 @@ def train_transform():
         albu.RandomRotate90(p=0.5),
         albu.GaussianBlur(blur_limit=(3, 7), p=0.2),
     ])
+
+
+def make_optimizer(model, weight_decay, lr):
+    """Return the optimizer; the loop sets the learning rate of every parameter group."""
+    from timm.optim import param_groups_weight_decay  # here: timm takes seconds to import
+    # TODO change the optimizer: any torch.optim class
+    return torch.optim.AdamW(param_groups_weight_decay(model, weight_decay), lr=lr, betas=(0.9, 0.95))
 
 
 def learning_rate(epoch, epochs, warmup_epochs, peak, lowest):
@@ -96,115 +100,47 @@ def learning_rate(epoch, epochs, warmup_epochs, peak, lowest):
     return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
 
 
-def prepare_output(args):
-    """Make the output folder and find what to resume from; return (output_dir, log_dir, checkpoint to resume or None).
-
-    An earlier run's checkpoints are neither overwritten nor mixed in.
-    """
-    with ddp.together():
-        output_dir = ddp.make_output_dir(args.output_dir)
-        log_dir = ddp.make_output_dir(args.log_dir or args.output_dir, "--log_dir")
-    earlier = [p for p in output_dir.glob("checkpoint-*.pth") if ddp.checkpoint_epoch(p) is not None]
-    resume = args.resume
-    if resume == "auto":
-        resume = output_dir if earlier else None
-        if resume is None:
-            say(f"--resume auto: no checkpoint in {output_dir}, so training starts at the beginning")
-    with ddp.together():
-        resume = ddp.find_checkpoints(resume, "--resume")[-1] if resume else None
-    found = ddp.gather(resume and resume.name)
-    if len(set(found)) > 1:  # several machines, each with a disk of its own
-        raise UserError(f"--resume {args.resume}: the processes find different checkpoints "
-                        f"({', '.join(map(str, found))}). Copy the newest to the same place on every machine, or "
-                        "share --output_dir.")
-    newest = max(earlier, key=ddp.checkpoint_epoch, default=None)
-    if newest and resume and resume.parent.resolve() == output_dir.resolve():
-        if resume.name != newest.name:
-            raise UserError(f"--resume {resume}: {output_dir} holds later checkpoints up to {newest.name}, which would "
-                            "get mixed with new ones: move them away, or give another --output_dir.")
-    elif newest:
-        raise UserError(f"--output_dir {output_dir} holds {len(earlier)} checkpoints of an earlier run: give --resume "
-                        "auto to go on with it, or another --output_dir.")
-    return output_dir, log_dir, resume
-
-
-def restore(checkpoint, path, optimizer, scaler, best, args):
-    """Restore optimizer, loss scaler and random states from a checkpoint of ours; return (next epoch, best so far)."""
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        for group, flags in zip(optimizer.param_groups, settings):
-            group.update(flags)  # what the command line says now goes before what it said then
-        if checkpoint.get("scaler"):  # empty in a checkpoint from a run without mixed precision
-            scaler.load_state_dict(checkpoint["scaler"])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"--resume {path}: its optimizer state doesn't fit this optimizer ({error}). Resume with the "
-                        "same optimizer, or keep only the weights: torch.save({'model': ...}).") from None
-    ddp.note_changes(checkpoint, path, {name: value for name, value in vars(args).items()
-                                        if name not in ("resume", "start_epoch", "num_workers", "output_dir")})
-    states = checkpoint.get("rng") or []
-    if len(states) == ddp.world_size():
-        ddp.set_random_states(states[ddp.rank()])
-    else:
-        say(f"note: {path.name} holds the random states of {len(states)} process(es), not of {ddp.world_size()}, so "
-            "they start anew")
-    stored = checkpoint.get("best") or best
-    if stored["metric"] != best["metric"]:
-        say(f"note: the best score of {path.name} was of {stored['metric']}; the best {best['metric']} is looked for "
-            "from here on")
-        stored = best
-    if (path.parent / f"checkpoint-{stored['epoch']}.pth").exists():  # the folder may have been moved
-        stored["folder"] = str(path.parent)
-    return checkpoint.get("epoch", args.start_epoch - 1) + 1, stored
-
-
 def forget_rows_from(path, epoch):
-    """Take the rows of epochs that will be trained again out of log.txt; a run that was killed may have logged more
-    than it saved."""
-    if is_main() and path.exists():
-        rows = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if row_epoch(line) < epoch]
-        ddp.write_atomically(path, lambda temporary: temporary.write_text("".join(rows), encoding="utf-8"))
+    """Take the rows of epochs that will be trained again out of log.txt.
 
-
-def row_epoch(line):
-    """Return the epoch of a line of log.txt; infinity for a line that was cut off."""
-    try:
-        return json.loads(line)["epoch"]
-    except (json.JSONDecodeError, KeyError):
-        return math.inf
-
-
-def write_pictures(writer, tag, batch, output, step):
-    """Write up to four pictures of a batch to TensorBoard.
-
-    They are the input, the mask, the prediction, the prediction above 0.5, and every visual_image.
+    A run that was killed may have logged more than it saved, and its last line may be cut off.
     """
-    pictures = {"image": data.denormalise(batch["image"]), "mask": batch["mask"]}
+    def is_earlier(line):
+        try:
+            return json.loads(line)["epoch"] < epoch
+        except (json.JSONDecodeError, KeyError):
+            return False
+
+    if ddp.is_main() and path.exists():
+        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_file(path, "".join(filter(is_earlier, rows)))
+
+
+def write_images(writer, tag, batch, output, step):
+    """Write up to four images of a batch to TensorBoard: input, mask, prediction, prediction above 0.5, and every
+    visual_image."""
+    images = {"image": data.denormalise(batch["image"]), "mask": batch["mask"]}
     if output.get("pred_mask") is not None:
-        pictures |= {"pred_mask": output["pred_mask"], "pred_mask above 0.5": output["pred_mask"] > 0.5}
+        images |= {"pred_mask": output["pred_mask"], "pred_mask above 0.5": output["pred_mask"] > 0.5}
     for name, value in (output.get("visual_image") or {}).items():
-        pictures[f"visual_image {name}"] = value
-    for name, value in pictures.items():
+        images[f"visual_image {name}"] = value
+    for name, value in images.items():
         writer.add_images(f"{tag}/{name}", value[:4].detach().float().clamp(0, 1), step)
 
 
-def evaluate_sets(model, test_sets, metric_list, move, writer, epoch, args):
+def evaluate_sets(model, test_sets, metric_list, writer, epoch, options):
     """Evaluate on every test set; return log entries: `test_<metric>` (mean over the sets), and with several
     `test_<set>/<metric>`."""
     row, values = {}, {metric.name: [] for metric in metric_list}
     for name, test_set in test_sets.items():
         shown = []  # one entry when the set's first batch is in TensorBoard
 
-        def show_first(batch, output, _):
+        def show_first(batch, output):
             if writer and not shown:
-                write_pictures(writer, f"test {name}", batch, output, epoch)
+                write_images(writer, f"test {name}", batch, output, epoch)
                 shown.append(name)
 
-        loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
-                                  ddp.world_size())
-        result, = metrics.evaluate(model, loader, metric_list, move, amp=not args.if_not_amp,
-                                   model_eval=not args.no_model_eval, expected=len(test_set), on_batch=show_first,
-                                   model_name=args.model)
+        result, = evaluate(model, test_set, metric_list, label=f"testing {name}", on_batch=show_first, **options)
         say(f"Test: [{epoch}]  {name}  {result.describe()}")
         for metric, value in result.values.items():
             values[metric].append(value)
@@ -216,15 +152,9 @@ def evaluate_sets(model, test_sets, metric_list, move, writer, epoch, args):
     return row
 
 
-def remove_outdated(output_dir, epochs, save_period):
-    """Remove the checkpoints of these epochs, which are no longer newest or best, unless --save_period keeps them."""
-    for epoch in epochs - {None}:
-        if not save_period or (epoch + 1) % save_period:
-            (output_dir / f"checkpoint-{epoch}.pth").unlink(missing_ok=True)
-
-
-def main(args, model_args):
-    device = ddp.init(args)
+def main():
+    args, model_args = get_args()
+    device = ddp.init(args.device)
     metric_list = [
         # TODO the metrics to compute, the first one decides which checkpoint is best: PixelF1, PixelIOU, PixelAccuracy,
         # PixelAUC (each with mode="origin", "reverse" or "double"), ImageF1, ImageAUC, ImageAccuracy, or a class of
@@ -233,29 +163,30 @@ def main(args, model_args):
         metrics.PixelIOU(threshold=0.5),
     ]
     metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label)
-    options = data.dataset_options(args, post_function(args.model, model_args), is_main())
-    output_dir, log_dir, resume = prepare_output(args)
-    ddp.announce(args, model_args)
-    ddp.seed_everything(args.seed)
+    dataset_options = data.dataset_options(args, post_function(args.model, model_args), ddp.is_main())
+    output_dir, log_dir = open_output(args, model_args)
+    resume = find_resume(args.resume, output_dir)
 
     # Data
-    with ddp.together():
+    with ddp.fail_together():
         train_set = data.open_dataset(args.data_path, "--data_path",
                                       allowed=("ManiDataset", "JsonDataset", "BalancedDataset"),
-                                      sample_number=args.sample_number, transform=train_transform(), **options)
-        test_sets = data.open_sets(args.test_data_path, "--test_data_path", **options) if args.test_data_path else {}
+                                      sample_number=args.sample_number, transform=train_transform(), **dataset_options)
+        test_sets = {}
+        if args.test_data_path:
+            test_sets = data.open_sets(args.test_data_path, "--test_data_path", **dataset_options)
     say("training on", train_set.describe())
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())
-    fingerprints = {"train": train_set.fingerprint,
-                    **{name: test_set.fingerprint for name, test_set in test_sets.items()}}
+    fingerprints = {name: dataset.fingerprint for name, dataset in {"train": train_set, **test_sets}.items()}
     batches = data.TrainBatches(train_set, args.batch_size, args.seed, ddp.rank(), ddp.world_size())
-    train_loader = data.make_loader(train_set, batches, args.num_workers, args.pin_mem, persistent=True)
-    move = functools.partial(data.to_device, device=device, padding=args.if_padding)
+    loader = data.make_loader(train_set, batches, args.num_workers, args.pin_mem, persistent=True)
 
     # Model
-    with ddp.together():
-        raw_model = build_model(args.model, model_args).to(device)
+    ddp.seed_everything(args.seed)
+    with ddp.fail_together():
+        build_args = without_starting_weights(args.model, model_args) if resume else model_args
+        raw_model = build_model(args.model, build_args).to(device)
     count = sum(p.numel() for p in raw_model.parameters())
     trainable = sum(p.numel() for p in raw_model.parameters() if p.requires_grad)
     say(f"model {args.model}: {count:,} parameters, {trainable:,} of them trainable; "
@@ -268,38 +199,20 @@ def main(args, model_args):
     effective_batch = args.batch_size * args.accum_iter * ddp.world_size()
     peak = args.lr if args.lr is not None else args.blr * effective_batch / 256
     say(f"peak learning rate {peak:.2e}, effective batch size {effective_batch}, {len(batches)} steps per epoch")
-    # TODO change the optimizer: any torch.optim class; the loop sets the learning rate of every parameter group
-    optimizer = torch.optim.AdamW(timm.optim.param_groups_weight_decay(raw_model, args.weight_decay), lr=peak,
-                                  betas=(0.9, 0.95))
+    optimizer = make_optimizer(raw_model, args.weight_decay, peak)
     use_amp = device.type == "cuda" and not args.if_not_amp
     scaler = torch.amp.GradScaler(device.type, enabled=use_amp)
+    start_epoch, best = resume_training(resume, raw_model, optimizer, scaler, args, model_args, metric_list[0].name)
+    former_best = best["epoch"]
+    forget_rows_from(output_dir / "log.txt", start_epoch)
 
-    # Resume
-    best = {"epoch": None, "value": -math.inf, "metric": metric_list[0].name, "folder": str(output_dir)}
-    start_epoch = args.start_epoch
-    if resume:
-        with ddp.together():
-            checkpoint = ddp.load_weights(raw_model, resume, "--resume")
-        if "optimizer" in checkpoint:
-            start_epoch, best = restore(checkpoint, resume, optimizer, scaler, best, args)
-            say(f"resumed from {resume}: epoch {start_epoch} comes next")
-        else:
-            say(f"weights from {resume}; it holds no optimizer, so training starts at epoch {start_epoch}")
-        del checkpoint
-    if start_epoch >= args.epochs:
-        raise UserError(f"nothing to train: by {'--resume ' + str(resume) if resume else '--start_epoch'} the next "
-                        f"epoch is {start_epoch}, and --epochs is {args.epochs}. Raise --epochs.")
-
-    with ddp.tensorboard(log_dir, purge_step=start_epoch if resume else None) as writer:
-        forget_rows_from(output_dir / "log.txt", start_epoch)
-        former_best = best["epoch"]
+    with tensorboard(log_dir, purge_step=start_epoch if resume else None) as writer:
         for epoch in range(start_epoch, args.epochs):
-            # -------------------------------------------------------------------------------------------------------
             # One epoch of training
             batches.set_epoch(epoch)
             model.train()
-            progress = ddp.Progress(f"Epoch: [{epoch}]", len(batches), args.log_per_epoch_count)
-            for step, batch in progress.each(train_loader):
+            progress = EpochLog(f"Epoch: [{epoch}]", len(batches), args.log_per_epoch_count)
+            for step, batch in progress.each(loader):
                 group_start = step - step % args.accum_iter
                 group_size = min(args.accum_iter, len(batches) - group_start)  # an epoch's last group may be smaller
                 last_of_group = step == group_start + group_size - 1
@@ -307,18 +220,17 @@ def main(args, model_args):
                                    args.min_lr)
                 for param_group in optimizer.param_groups:
                     param_group["lr"] = lr
+                ddp.seed_everything(args.seed, epoch, step)  # so that a resumed run needs no stored random states
 
-                # forward
-                batch = move({key: value for key, value in batch.items() if key != "index"})
-                wait = contextlib.nullcontext() if last_of_group or model is raw_model else model.no_sync()
-                with wait:
-                    with torch.autocast(device.type, enabled=use_amp):
-                        output = metrics.run_model(model, batch, args.model, metric_list if test_sets else (),
-                                                   training=True)
-                    loss = output["backward_loss"]
-
-                    # backward
-                    scaler.scale(loss / group_size).backward()
+                # forward and backward
+                batch = data.to_device(batch, device)
+                model.require_backward_grad_sync = last_of_group  # DDP averages once for all accumulated gradients
+                with torch.autocast(device.type, enabled=use_amp):
+                    output = model(**batch)
+                if step == 0:
+                    check_output(output, batch, metric_list if test_sets else (), args.model, training=True)
+                loss = output["backward_loss"]
+                scaler.scale(loss / group_size).backward()
                 losses = {**(output.get("visual_loss") or {}), "loss": loss}
 
                 # weights
@@ -331,31 +243,30 @@ def main(args, model_args):
                     optimizer.zero_grad(set_to_none=True)
                 progress.update(losses, lr)
 
-            # -------------------------------------------------------------------------------------------------------
-            # Log, evaluate, save
-            losses = ddp.average(progress.means())
-            row = {"epoch": epoch, **{f"train_{name}": value for name, value in losses.items()}, "train_lr": lr}
-            if writer:
-                write_pictures(writer, "train", batch, output, epoch)
+            # Evaluate
+            row = {f"train_{name}": value for name, value in ddp.average(progress.means()).items()}
+            row = {"epoch": epoch, **row, "train_lr": lr}
             if test_sets and ((epoch + 1) % args.test_period == 0 or epoch + 1 == args.epochs):
                 ddp.share_buffers(raw_model)
-                row.update(evaluate_sets(raw_model, test_sets, metric_list, move, writer, epoch, args))
+                row |= evaluate_sets(raw_model, test_sets, metric_list, writer, epoch, evaluation_options(args, device))
                 value = row[f"test_{metric_list[0].name}"]
                 if value > best["value"]:
                     best.update(epoch=epoch, value=value, folder=str(output_dir))
-            if writer:
+
+            # Log and save
+            if writer:  # on rank 0
+                write_images(writer, "train", batch, output, epoch)
                 for name, value in row.items():
                     if name != "epoch":
                         writer.add_scalar(name.replace("_", "/", 1), value, epoch)
                 writer.flush()
-            states = ddp.gather(ddp.random_states())
-            if is_main():
-                ddp.append_line(output_dir / "log.txt", {**row, "fingerprint": fingerprints})
-                ddp.save_checkpoint(output_dir / f"checkpoint-{epoch}.pth", {
+                append_file(output_dir / "log.txt", json_lines([{**row, "fingerprint": fingerprints}]))
+                save_checkpoint(output_dir / f"checkpoint-{epoch}.pth", {
                     "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-                    "epoch": epoch, "best": best, "rng": states, "args": {**vars(args), **model_args},
-                    "fingerprint": fingerprints})
-                remove_outdated(output_dir, {epoch - 1, former_best} - {epoch, best["epoch"]}, args.save_period)
+                    "epoch": epoch, "best": best, "args": {**vars(args), **model_args}, "fingerprint": fingerprints})
+                for outdated in {epoch - 1, former_best} - {epoch, best["epoch"], None}:
+                    if not args.save_period or (outdated + 1) % args.save_period:
+                        (output_dir / f"checkpoint-{outdated}.pth").unlink(missing_ok=True)
             former_best = best["epoch"]
 
     if best["epoch"] is not None:
@@ -368,4 +279,4 @@ def main(args, model_args):
 
 
 if __name__ == "__main__":
-    run(lambda: main(args, model_args))
+    exit_on_user_error(main)

@@ -1,1 +1,1 @@
-"""One file per model; files whose layers several models share stand beside them."""
+"""One file per model; layers and starting weights that several models share have files of their own."""

@@ -5,25 +5,25 @@ Detection and Localization. Kwon, Nam, Yu, Lee, Kim. IJCV 130(8), 2022.
 Paper: https://arxiv.org/abs/2108.12947    Original code and weights: https://github.com/mjkwon2021/CAT-Net
 Licence of the original: code Apache-2.0, weights CC-BY-4.0 (research use only before August 2026); HRNet: MIT.
 
-A two-stream HRNet. One stream sees the RGB picture; the other sees the quantised luminance DCT coefficients of the JPEG
+A two-stream HRNet. One stream sees the RGB image; the other sees the quantised luminance DCT coefficients of the JPEG
 file with their quantisation table, and so the traces that a second compression leaves. A fifth stage merges both.
 Input: 512x512 in training; any size in testing (the network pads to a multiple of 8 and crops).
 
-`cat_net_post_func` provides the coefficients. They say the most about JPEG files that are not resampled: use
---if_padding and no augmentation (it reads the files; needs `pip install jpeglib`).
+`cat_net_post_func` reads the coefficients from the files (`pip install jpeglib`). They reveal most about JPEG images
+that are not resampled: use --if_padding and no augmentation.
 
-Two things differ between the authors' network and the one of IMDL-BenCo, both chosen by `input_range`:
+The authors' network and the one of IMDL-BenCo differ in their inputs; `input_range` chooses:
 - authors: the RGB stream receives 0..255 scaled to -1..1, the DCT stream the coefficients of the file;
-- imdlbenco: the RGB stream receives an ImageNet-normalised picture as if it were 0..255 (nearly constant), the DCT
-  stream the coefficients of that normalised picture cast to bytes. Only for checkpoints that were trained so.
+- imdlbenco: the RGB stream receives an ImageNet-normalised image as if it were 0..255 (nearly constant), the DCT stream
+  the coefficients of that normalised image cast to bytes. Only for checkpoints that were trained this way.
 
-Differences from the paper: none in the network. The yaml file of the original (`cfg_file`) is not an argument: all
-that it decided is written here. `pred_mask` is clamped to 0..1 after the bicubic enlargement. There is no image-level
-score (`pred_label` is None), as published.
+Differences from the paper: none in the network. The yaml file of the original (`cfg_file`) is not a parameter: all that
+it decided is written here. `pred_mask` is clamped to 0..1 after the bicubic enlargement. There is no image-level score
+(`pred_label` is None), as published.
 """
 import io
-import os
 import tempfile
+from pathlib import Path
 from typing import Literal, Optional
 
 import numpy as np
@@ -32,34 +32,33 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from data import MEAN, STD
-from ddp import load_checkpoint, say, state_dict_of
+from data import MEAN, STD, is_complete, read_bytes
 from registry import MODELS, POSTFUNCS, UserError
 
 from .hrnet import BN_MOMENTUM, BasicBlock, Bottleneck, Transition, conv_bn, conv_bn_relu, residual_layer, stage
+from .weights import load_part, read_weights
 
 BLOCK = 8  # side of a JPEG block in pixels
 MAX_LEVEL = 20  # coefficients of this size and above share the last channel of the one-hot volume
-RGB_PARTS = ("conv1", "bn1", "conv2", "bn2", "layer1", "transition1", "stage2", "transition2", "stage3", "transition3",
-             "stage4")
-DCT_PARTS = ("dc_layer0_dil", "dc_layer1_tail", "dc_layer2", "dc_transition2", "dc_stage3", "dc_transition3",
-             "dc_stage4")
+# what the names of each stream's tensors start with
+RGB_STREAM = ("conv", "bn", "layer1", "transition1", "stage2", "transition2", "stage3", "transition3", "stage4")
+DCT_STREAM = "dc_"
 
 
 def round_up(length):
-    """Return the next multiple of 8: the side of a coefficient plane for that of a picture."""
+    """Return the next multiple of 8: from the side of an image to that of its coefficient plane."""
     return -(-length // BLOCK) * BLOCK
 
 
 def one_hot_volume(coefficients):
-    """Return which of 0, 1, .., 19, >= 20 the size of each coefficient is: (B, H, W) -> (B, 21, H, W) float32."""
+    """One-hot code of each coefficient's magnitude, 0, 1, .., 19, >= 20: (B, H, W) -> (B, 21, H, W) float32."""
     levels = coefficients.abs().clamp(max=MAX_LEVEL)
     channels = torch.arange(MAX_LEVEL + 1, device=levels.device, dtype=levels.dtype)
     return (levels[:, None] == channels[:, None, None]).float()
 
 
 def rearrange_blocks(x, tables):
-    """Make each of the 64 frequencies of a block a channel; append the same times the quantisation step.
+    """Make each of the 64 frequencies of a block a channel; append the same channels times their quantisation steps.
 
     x (B, C, H, W), tables (B, 8, 8) -> (B, 2 * 64 * C, H/8, W/8). Channel c * 64 + u * 8 + v is frequency (u, v) of
     channel c, u vertical.
@@ -90,7 +89,7 @@ class TwoStreamHRNet(nn.Module):
         self.transition3 = Transition(rgb[:3], rgb)
         self.stage4 = stage(3, rgb)
 
-        # DCT stream; dilation 8 joins the same frequency of neighbouring blocks
+        # DCT stream; with dilation 8 a kernel sees one frequency in neighbouring blocks
         self.dc_layer0_dil = nn.Sequential(
             nn.Conv2d(MAX_LEVEL + 1, 64, 3, padding=BLOCK, dilation=BLOCK),
             nn.BatchNorm2d(64, momentum=BN_MOMENTUM),
@@ -157,74 +156,49 @@ class PixelLoss(nn.Module):
         return self.criterion(F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False), target)
 
 
-def stream_weights(origin, flag):
-    """Return the state dict of the file `origin`, or of timm's hrnet_w48 where it is "timm"; UserError names `flag`."""
-    if origin != "timm":
-        return state_dict_of(load_checkpoint(origin, flag), origin, flag)
-    import timm  # here, as nothing else needs it and it takes a second
-    try:
-        return timm.create_model("hrnet_w48", pretrained=True).state_dict()
-    except OSError as error:
-        raise UserError(f"{flag} timm: timm could not fetch the ImageNet weights hrnet_w48 ({error}): run once "
-                        "with network access, copy the Hugging Face cache (HF_HOME), or give a file.") from error
-
-
-def load_stream(network, parts, weights, flag):
-    """Load the modules named `parts` of `network` from a state dict; whatever else it holds is left.
-
-    Raises UserError, which names `flag`, where a tensor is missing or has another shape.
-    """
-    own = {name: tensor for name, tensor in network.state_dict().items() if name.split(".")[0] in parts}
-    for name, tensor in own.items():
-        if name not in weights and not name.endswith("num_batches_tracked"):  # files older than 2018 have no such
-            raise UserError(f"{flag}: no tensor {name} in it; give a file with the weights of this stream of CAT-Net.")
-        if name in weights and weights[name].shape != tensor.shape:
-            raise UserError(f"{flag}: {name} has shape {tuple(weights[name].shape)}, but this stream of CAT-Net needs "
-                            f"{tuple(tensor.shape)}; give the file of the right network.")
-    network.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
-    say(f"{flag}: {len(own)} tensors loaded")
-
-
 @MODELS.register_module()
 class Cat_Net(nn.Module):
     """CAT-Net.
 
-    Checkpoints of IMDL-BenCo load as they are; so do the state dicts of the authors' `CAT_full_v1/v2.pth.tar`, whose
-    names lack the prefix `model.` (see `_rename_original`).
+    Checkpoints of IMDL-BenCo load as they are; so do the authors' own, CAT_full_v1.pth.tar and CAT_full_v2.pth.tar,
+    whose names lack the prefix `model.`.
 
     Args:
-        input_range: what the two streams receive: "authors" as the paper says (picture in 0..255, coefficients of the
+        input_range: what the two streams receive: "authors" as the paper says (image in 0..255, coefficients of the
             file), "imdlbenco" what IMDL-BenCo's published checkpoint was trained with (see models/cat_net.py)
-        pretrained_rgb: HRNet-W48 ImageNet file for the RGB stream (hrnetv2_w48_imagenet_pretrained.pth), or "timm" to
-            take timm's weights; none by default
-        pretrained_dct: file of a DCT stream trained to detect double compression (DCT_djpeg.pth.tar); none by default
+        pretrained_rgb: start weights of the RGB stream: a file of HRNet-W48 trained on ImageNet
+            (hrnetv2_w48_imagenet_pretrained.pth), or the word timm (downloads hrnet_w48)
+        pretrained_dct: start weights of the DCT stream: a file trained to detect double compression (DCT_djpeg.pth.tar)
     """
 
     def __init__(self, input_range: Literal["authors", "imdlbenco"] = "authors",
                  pretrained_rgb: Optional[str] = None, pretrained_dct: Optional[str] = None):
         super().__init__()
-        # read first: a wrong path is told before the network is built
-        rgb_weights = stream_weights(pretrained_rgb, "--pretrained_rgb") if pretrained_rgb else None
-        dct_weights = stream_weights(pretrained_dct, "--pretrained_dct") if pretrained_dct else None
         self.input_range = input_range
         self.model = TwoStreamHRNet()
         self.loss = PixelLoss()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-        self.register_load_state_dict_pre_hook(_rename_original)
-        if rgb_weights is not None:
-            load_stream(self.model, RGB_PARTS, rgb_weights, f"--pretrained_rgb {pretrained_rgb}")
-        if dct_weights is not None:
-            load_stream(self.model, DCT_PARTS, dct_weights, f"--pretrained_dct {pretrained_dct}")
+        self.register_load_state_dict_pre_hook(rename_original)
+        if pretrained_rgb:
+            self.load_stream(RGB_STREAM, "--pretrained_rgb", pretrained_rgb, timm_name="hrnet_w48")
+        if pretrained_dct:
+            self.load_stream(DCT_STREAM, "--pretrained_dct", pretrained_dct)
+
+    def load_stream(self, stream, flag, path, timm_name=None):
+        """Load the tensors whose names start with `stream` from the weights that `flag` gives."""
+        own = {name: x for name, x in self.model.state_dict().items() if name.startswith(stream)}
+        # files from before 2018 have no counters of batches
+        load_part(own, read_weights(path, flag, timm_name), f"{flag} {path}", optional=("num_batches_tracked",))
 
     def prepare(self, image, mask, coefficients, shape_mask):
-        """Scale the picture, mark what the loss ignores, and pad all to multiples of 8 at the right and the bottom.
+        """Scale the image, mark what the loss ignores, and pad all of them to multiples of 8 at the right and bottom.
 
         Returns rgb (B, 3, H8, W8) float32, target (B, H8, W8) int64 and coefficients (B, H8, W8).
         """
         target = mask[:, 0].long()
         if self.input_range == "imdlbenco":
-            rgb = (image - 127.5) / 127.5  # of values around -2..2: what the published weights expect
+            rgb = (image - 127.5) / 127.5  # although `image` is in about -2..2: what the published weights expect
         else:
             rgb = 2 * (image * self.std + self.mean) - 1
             if shape_mask is not None:  # the authors pad with grey (0 here) and ignore the padding in the loss
@@ -238,15 +212,15 @@ class Cat_Net(nn.Module):
         return pad(rgb, 0.0), pad(target, -1), pad(coefficients, 0)
 
     def forward(self, image, mask, DCT_coef, qtables, shape_mask=None, *args, **kwargs):
-        """Segment a batch.
+        """Predict the manipulated area and compute the loss.
 
         Args:
             image: (B, 3, H, W) float32, ImageNet-normalised
-            mask: (B, 1, H, W), 1 for manipulated
-            DCT_coef: (B, H, W), or with H and W rounded up to multiples of 8: quantised luminance coefficients laid
-                out as the picture, element (8y+u, 8z+v) for frequency (u, v), u vertical, of block (y, z)
+            mask: (B, 1, H, W), 1 = manipulated
+            DCT_coef: (B, H, W), or with H and W rounded up to multiples of 8: quantised luminance coefficients, laid
+                out like the image: element (8y+u, 8z+v) is frequency (u, v), u vertical, of block (y, z)
             qtables: (B, 8, 8) luminance quantisation tables, rows are vertical frequencies
-            shape_mask: (B, 1, H, W), 1 on the picture and 0 on padding; None without padding
+            shape_mask: (B, 1, H, W), 1 on the image and 0 on padding; None without padding
 
         Returns a dict: backward_loss scalar; pred_mask (B, 1, H, W) float32 probabilities; pred_label None;
         visual_loss {"predict_loss": scalar}; visual_image {"pred_mask": (B, 1, H, W)}.
@@ -267,8 +241,8 @@ class Cat_Net(nn.Module):
         }
 
 
-def _rename_original(module, state_dict, prefix, *args):
-    """Before loading: give the authors' names (`conv1.weight`) ours (`model.conv1.weight`); add the loss weights."""
+def rename_original(module, state_dict, prefix, *args):
+    """Turn the authors' names (`conv1.weight`) into ours (`model.conv1.weight`) before loading; add the loss weight."""
     if prefix + "conv1.weight" not in state_dict:
         return
     for name in [name for name in state_dict if name.startswith(prefix)]:
@@ -277,10 +251,11 @@ def _rename_original(module, state_dict, prefix, *args):
 
 
 def read_luminance(path):
-    """Return the quantised luminance coefficients of a JPEG file, undecoded, and their quantisation table.
+    """Return the quantised luminance coefficients of a JPEG file and their quantisation table.
 
-    Returns plane int16, laid out as the picture with both sides rounded up to multiples of 8 (see `Cat_Net.forward`),
-    and table int32 (8, 8), rows are vertical frequencies. Raises OSError where libjpeg cannot read the file.
+    The coefficients are int16, laid out like the image with both sides rounded up to multiples of 8 (see
+    `Cat_Net.forward`); the table is int32 (8, 8), rows are vertical frequencies. Raises OSError where libjpeg can't
+    read the file.
     """
     try:
         import jpeglib
@@ -293,51 +268,35 @@ def read_luminance(path):
 
 
 def read_file(path):
-    """Return `read_luminance` of the file at `path`, or None where it is not a JPEG; UserError where it is damaged."""
-    with open(path, "rb") as file:
-        content = file.read(3)
-        if content != b"\xff\xd8\xff":
-            return None
-        content += file.read()
-    if not _is_complete(content):
-        raise UserError(f"{path}: this JPEG file is cut short (it has no end marker); replace it or take it "
-                        "off the list.")
+    """Return `read_luminance` of a file, or None if it isn't a JPEG file; UserError if it is a damaged one."""
+    data = read_bytes(path)
+    if data[:3].tobytes() != b"\xff\xd8\xff":
+        return None
     try:
-        return read_luminance(path)
+        if is_complete(data):  # libjpeg takes what a truncated file lacks as 0
+            return read_luminance(path)
     except OSError:
-        raise UserError(f"{path}: libjpeg cannot read the coefficients of this JPEG file, it seems to be damaged; "
-                        "replace it or take it off the list.") from None
+        pass
+    raise UserError(f"{path}: this JPEG file is truncated or damaged. Replace it or take it out of the dataset.")
 
 
-def _is_complete(content):
-    """Tell whether the first scan of a JPEG stream is followed by an end marker; libjpeg takes what is missing as 0."""
-    position = 2
-    while position + 4 <= len(content) and content[position + 1] != 0xDA:  # up to the start of the first scan
-        if content[position + 1] == 0xFF:  # a filling byte
-            position += 1
-        else:
-            position += 2 + int.from_bytes(content[position + 2:position + 4], "big")
-    return content.find(b"\xff\xd9", position) >= 0
+def compress(pixels, **options):
+    """Compress pixels (H, W, 3) uint8 RGB with Pillow's JPEG `options`.
 
-
-def compress(picture, **options):
-    """Compress a picture (H, W, 3) uint8 RGB with Pillow's JPEG `options`.
-
-    Returns the stream, then plane and table as `read_luminance` does.
+    Returns the JPEG file as a stream, then what `read_luminance` reads from it.
     """
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "JPEG", **options)
+    Image.fromarray(pixels).save(stream, "JPEG", **options)
     with tempfile.TemporaryDirectory() as folder:  # jpeglib reads from a path only
-        path = os.path.join(folder, "picture.jpg")
-        with open(path, "wb") as file:
-            file.write(stream.getbuffer())
+        path = Path(folder, "image.jpg")
+        path.write_bytes(stream.getbuffer())
         return stream, *read_luminance(path)
 
 
 def normalised_bytes(image):
-    """Return what casting the ImageNet-normalised picture to bytes gave IMDL-BenCo: uint8 (H, W, 3) -> uint8 (H, W, 3).
+    """Normalise an image (H, W, 3) uint8 as ImageNet and cast it back to uint8, as IMDL-BenCo does.
 
-    Truncation toward zero, then modulo 256, so that only the values 0, 1, 2, 254 and 255 are left.
+    The cast truncates toward zero and takes the result modulo 256, so only the values 0, 1, 2, 254 and 255 are left.
     """
     normalised = (np.arange(256)[:, None] / 255 - MEAN) / STD  # (256, 3)
     table = normalised.astype(np.int32).astype(np.uint8)
@@ -346,17 +305,17 @@ def normalised_bytes(image):
 
 @POSTFUNCS.register_module()
 def cat_net_post_func(data_dict, input_range: Literal["authors", "imdlbenco"] = "authors"):
-    """Add the DCT coefficients that CAT-Net reads to one sample, in place (its file is `path`, else `name`).
+    """Add the DCT coefficients that CAT-Net reads to one sample, in place.
 
-    Added: DCT_coef int16 of the size of the image, both sides rounded up to multiples of 8 (a block that the image
-    cuts is kept whole), zero where the image is padding; qtables int32 (8, 8); DCT_from_file 1 where both are those of
-    the file, else 0.
+    Added: DCT_coef int16 of the size of the image, both sides rounded up to multiples of 8 (a block that the edge of
+    the image cuts is kept whole), zero on padding; qtables int32 (8, 8); DCT_from_file 1 if both are those of the file,
+    else 0.
 
-    authors: a picture that is the pixels of a JPEG file (`pristine`) gets that file's coefficients. Any other one is
-    compressed at quality 100 without chroma subsampling, and then, as in the authors' code, image too is what that JPEG
-    decodes to (a copy; levels change by 1 or 2), so that both streams see one picture.
-    imdlbenco: the coefficients of the whole image, padding included, cast to bytes after the normalisation and
-    compressed at quality 75: needed by IMDL-BenCo's published checkpoint, and without any trace of the file's history.
+    authors: an image that holds the very pixels of a JPEG file (`pristine`) gets that file's coefficients. Any other
+    is compressed at quality 100 without chroma subsampling; as in the authors' code, `image` becomes what that JPEG
+    decodes to (a copy; levels change by 1 or 2), so that both streams see the same image.
+    imdlbenco: the whole image, padding included, is normalised, cast to bytes and compressed at quality 75. These
+    coefficients hold no trace of the file's history, but IMDL-BenCo's published checkpoint needs them.
     """
     image = data_dict["image"]
     if input_range == "imdlbenco":
@@ -365,15 +324,14 @@ def cat_net_post_func(data_dict, input_range: Literal["authors", "imdlbenco"] = 
         return
 
     height, width = (int(length) for length in data_dict["shape"])
-    found = read_file(data_dict.get("path", data_dict["name"])) if data_dict["pristine"] else None
-    if found is None or found[0].shape[0] < height or found[0].shape[1] < width:  # no JPEG, or luminance is subsampled
-        picture = np.ascontiguousarray(image[:height, :width])
-        stream, *found = compress(picture, quality=100, subsampling=0)
+    found = read_file(data_dict["path"]) if data_dict["pristine"] else None
+    if found and (found[0].shape[0] < height or found[0].shape[1] < width):  # the luminance is subsampled
+        found = None
+    data_dict["DCT_from_file"] = int(found is not None)
+    if found is None:
+        stream, *found = compress(image[:height, :width], quality=100, subsampling=0)
         data_dict["image"] = image.copy()
         data_dict["image"][:height, :width] = np.asarray(Image.open(stream))
-        data_dict["DCT_from_file"] = 0
-    else:
-        data_dict["DCT_from_file"] = 1
 
     plane, data_dict["qtables"] = found
     plane = plane[:round_up(height), :round_up(width)]

@@ -1,6 +1,6 @@
-"""Forensic filters that several models share: fixed Sobel gradients and the constrained convolution of Bayar and Stamm.
+"""Forensic filters for any model: fixed Sobel gradients and the constrained convolution of Bayar and Stamm.
 
-Such filters suppress the picture's content, so that what an edit leaves behind (edges, noise) stands out.
+Such filters suppress the content of an image, so that the traces of an edit (edges, noise) stand out.
 """
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,12 @@ SOBEL_Y = ((1, 2, 1), (0, 0, 0), (-1, -2, -1))
 class SobelConv(nn.Module):
     """One fixed 3x3 Sobel kernel over the sum of all channels, zero padding 1: (B, C, H, W) -> (B, 1, H, W).
 
-    Published checkpoints hold the kernel once per input channel, `weight` (1, C, 3, 3); here it is a buffer. As the
-    copies are equal, the channels are summed first and convolved once. `forward` takes that sum (B, 1, H, W), which the
-    two directions share. It reaches thousands: call it in float32.
+    Published checkpoints hold the kernel once per input channel: the buffer `weight` (1, C, 3, 3). As these copies are
+    equal, the channels can be summed before the convolution: `forward` takes that sum (B, 1, H, W), which both
+    directions share. Its values reach thousands, so call it in float32.
 
     Args:
-        channels: number C of channels that were summed
+        channels: number C of channels that are summed
         kernel: SOBEL_X or SOBEL_Y
     """
 
@@ -34,10 +34,10 @@ class BayarConv(nn.Module):
     """Constrained convolution (Bayar and Stamm 2018), 5x5, zero padding 2, no bias: (B, in, H, W) -> (B, out, H, W).
 
     Each filter predicts a pixel from its 24 neighbours and subtracts the pixel: the neighbours' weights sum to 1, the
-    centre is -1. `kernel` (in, out, 24) holds the neighbours' weights row by row. The constraint is kept as in the
-    published training: the optimizer steps freely from normalised weights, the next forward projects back. So the
-    gradient is that of the normalised weights (the division is not differentiated), and training mode writes them back;
-    eval mode leaves the parameter as it is. Float32 under autocast too: rounded weights would not sum to 0.
+    centre is -1. `kernel` (in, out, 24) holds the neighbours' weights row by row. The constraint is enforced as in the
+    published training: the optimizer steps freely from normalised weights, and the next forward normalises again. So
+    the division is not differentiated, and in training mode the parameter itself is overwritten by the normalised
+    weights; eval mode leaves it as it is. Stays float32 under autocast: rounded weights would not sum to 0.
     """
 
     def __init__(self, in_channels, out_channels):
@@ -49,7 +49,7 @@ class BayarConv(nn.Module):
             normalised = self.kernel / self.kernel.sum(dim=2, keepdim=True)
             if self.training:
                 self.kernel.copy_(normalised)
-        # the value of `normalised`, the gradient of `kernel`: the bracket is exactly 0
+        # the value of `normalised` with the gradient of `kernel`: the bracket is exactly 0
         neighbours = normalised + (self.kernel - self.kernel.detach())
         centre = neighbours.new_full((*neighbours.shape[:2], 1), -1.0)
         weight = torch.cat((neighbours[..., :12], centre, neighbours[..., 12:]), dim=2).transpose(0, 1)  # (out, in, 25)

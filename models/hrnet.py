@@ -3,9 +3,9 @@
 Deep High-Resolution Representation Learning for Visual Recognition. Wang, Sun, Cheng, et al. TPAMI 2020.
 Paper: https://arxiv.org/abs/1908.07919    Original code: https://github.com/HRNet (MIT)
 
-Parallel branches keep the picture at several sizes, branch i at half the size of branch i-1, and exchange what they
-see at the end of every module. Parameter names are those of the HRNet ImageNet classifiers, so their files load.
-A set of branches is a list of tensors (B, C_i, H_i, W_i), finest first.
+Parallel branches hold the image's features at several sizes, branch i at half the size of branch i-1, and exchange
+information at the end of every module. Parameter names are those of the HRNet ImageNet classifiers, so their files
+load. The maps of all branches are a list of tensors (B, C_i, H_i, W_i), finest first.
 """
 import torch.nn.functional as F
 from torch import nn
@@ -70,7 +70,7 @@ def residual_layer(block, c_in, channels, num_blocks):
 
 
 class HRModule(nn.Module):
-    """Residual blocks in every branch, then every branch receives the sum of all branches at its own size.
+    """Residual blocks in every branch; then every branch receives the sum of all branches, brought to its own size.
 
     Args:
         channels: channels of the branches, finest first
@@ -113,18 +113,16 @@ def stage(num_modules, channels):
 
 
 class Transition(nn.ModuleList):
-    """Take the branches of one stage to those of the next.
+    """From the maps of one stage to those of the next, which may have one branch more.
 
-    A branch whose number of channels changes passes a 3x3 convolution; one that stays passes as it is; each new one
-    is made from the coarsest branch there was, at half its size.
+    A branch whose number of channels changes goes through a 3x3 convolution, and one that keeps it is left as it is.
+    The new branch is made from the coarsest old one, at half its size.
     """
 
     def __init__(self, old_channels, new_channels):
         paths = []
         for i, c_new in enumerate(new_channels):
-            if i >= len(old_channels):
-                if i > len(old_channels):
-                    raise ValueError(f"one new branch at a time: {old_channels} -> {new_channels}")
+            if i == len(old_channels):
                 paths.append(nn.Sequential(conv_bn_relu(old_channels[-1], c_new, 3, stride=2)))
             elif c_new == old_channels[i]:
                 paths.append(nn.Identity())

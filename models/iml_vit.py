@@ -2,9 +2,9 @@
 
 Xiaochen Ma, Bo Du, Zhuohang Jiang, Ahmed Y. Al Hammadi, Jizhe Zhou. https://arxiv.org/abs/2307.14863
 
-A plain ViT-B sees the picture at full resolution (most blocks attend in windows of 14 x 14 tokens, four globally), a
-simple feature pyramid and a linear head give the mask; a second loss looks only at a band along tampered edges.
-Input: 1024 x 1024, the picture zero-padded and never resized (--if_padding), with --edge_mask_width 7.
+A plain ViT-B sees the image at full resolution (most blocks attend in windows of 14 x 14 tokens, four globally); a
+simple feature pyramid and a linear head give the mask. A second loss counts only a band along the manipulated edges.
+Input: 1024 x 1024, the image zero-padded and never resized (--if_padding), with --edge_mask_width 7.
 Published settings: MAE weights, lr 1e-4 to 5e-7, weight decay 0.05, 200 epochs, batch 2 x accumulation 8.
 
 Licence: the weights `mae_pretrain_vit_base.pth` of MAE (https://github.com/facebookresearch/mae) are CC BY-NC 4.0, for
@@ -12,16 +12,17 @@ non-commercial use. Checkpoints of IMDL-BenCo load as they are.
 
 Differences from the published code, none of which changes a number:
 - patch_size (ignored there), mlp_embeding_dim (must equal fpn_channels) and fpn_scale_factors (must be 4 2 1 0.5) are
-  no options;
-- the image may have any size: it is padded to whole patches inside, and the result has the image's own size;
-- without an edge mask the model still predicts, with the edge loss left out; only training demands it;
+  not parameters;
+- the image may have any size: the model pads it to whole patches, and the result has the image's own size;
+- only training needs an edge mask; evaluation without one leaves the edge loss out;
 - attention never forms the matrix of all pairs of tokens, and the head fuses each pyramid level before enlarging it.
-Kept because published weights depend on it: windows at the border are filled with zero tokens that take part in
+Kept because published weights depend on it: windows at the border are filled up with zero tokens that take part in
 attention, and the losses count the padded area of the image as authentic.
 
 Shapes: B images of H x W pixels, a grid of h x w = H/16 x W/16 tokens, E = embed_dim, F = fpn_channels, n heads of
 d = E/n.
 """
+from collections import OrderedDict
 from typing import Literal, Optional
 
 import torch
@@ -29,10 +30,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import DropPath
 
-from ddp import load_checkpoint, say, state_dict_of
 from registry import MODELS, UserError
 
-from .vit import HEADS, PATCH, Mlp, load_part, resize_positions
+from .vit import HEADS, PATCH, Mlp, resize_positions
+from .weights import load_part, read_weights
 
 DEPTH = 12
 GLOBAL_BLOCKS = (2, 5, 8, 11)
@@ -46,13 +47,13 @@ PRETRAIN_GRID = 14  # pos_embed belongs to a 224 x 224 image
 
 
 def relative_table(table, side):
-    """Return R (side, d, side), R[y, :, y'] = table[y - y' + side - 1]: the offset of query y and key y', embedded.
+    """Return R (side, d, side), R[y, :, y'] = table[y - y' + side - 1]: the embedded offset from key y' to query y.
 
-    table: (2*n-1, d); for another `side` than n it is resized linearly to 2*side-1 entries.
+    table: (2*n-1, d); where `side` is not n, it is resized linearly to 2*side-1 entries.
     """
     if len(table) != 2 * side - 1:
         table = F.interpolate(table.T[None], 2 * side - 1, mode="linear", align_corners=False)[0].T
-    # Row y of R is a reversed stretch of the table, so a view replaces a table of indices.
+    # Row y of R is a slice of the table in reverse order, so a view replaces a table of indices.
     return table.unfold(0, side, 1).flip(-1)
 
 
@@ -75,9 +76,9 @@ class Attention(nn.Module):
         rel_h = torch.einsum("bnyxd,ydk->bnyxk", q, relative_table(self.rel_pos_h, h))  # (B, n, h, w, h)
         rel_w = torch.einsum("bnyxd,xdk->bnyxk", q, relative_table(self.rel_pos_w, w))  # (B, n, h, w, w)
 
-        # The logit of query (y, x) and key (y', x') is scale * q.k + rel_h[y'] + rel_w[x']. It is one inner product if
-        # the key carries the one-hot codes of y' and x', so fused kernels serve and no (h*w)^2 matrix is stored. They
-        # want q, k and v of one width, a multiple of 8: zeros fill up.
+        # The logit of query (y, x) and key (y', x') is scale * q.k + rel_h[y'] + rel_w[x']. With the one-hot codes of
+        # y' and x' appended to the key it is a single inner product, so fused kernels can be used and no (h*w)^2 matrix
+        # is stored. They need q, k and v of one width, a multiple of 8, hence the padding with zeros.
         dim, spare = q.shape[-1], -(h + w) % 8
         rows = torch.eye(h, dtype=k.dtype, device=k.device)[:, None].expand(h, w, h)
         columns = torch.eye(w, dtype=k.dtype, device=k.device).expand(h, w, w)
@@ -90,7 +91,7 @@ class Attention(nn.Module):
 
 
 def to_windows(x):
-    """Cut (B, h, w, E) into windows (B*rows*columns, 14, 14, E); zeros fill the last row and column of windows."""
+    """Cut (B, h, w, E) into windows (B*rows*columns, 14, 14, E); zeros fill up the last row and column."""
     batch, h, w, dim = x.shape
     x = F.pad(x, (0, 0, 0, -w % WINDOW, 0, -h % WINDOW))
     x = x.unflatten(2, (-1, WINDOW)).unflatten(1, (-1, WINDOW))  # (B, rows, 14, columns, 14, E)
@@ -98,14 +99,14 @@ def to_windows(x):
 
 
 def from_windows(windows, h, w):
-    """Put windows (B*rows*columns, 14, 14, E) back into (B, h, w, E), without what to_windows added."""
+    """Undo to_windows: windows (B*rows*columns, 14, 14, E) -> (B, h, w, E), without the zeros."""
     rows, columns = -(-h // WINDOW), -(-w // WINDOW)
     x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)  # (B, rows, 14, columns, 14, E)
     return x.flatten(3, 4).flatten(1, 2)[:, :h, :w]
 
 
 class Block(nn.Module):
-    """Transformer block on a grid (B, h, w, E); it attends in windows, or globally on a grid of side `global_side`."""
+    """Transformer block on a grid (B, h, w, E): attention in windows, or global for a grid of side `global_side`."""
 
     def __init__(self, dim, drop_path, global_side=None):
         super().__init__()
@@ -126,31 +127,20 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class PatchEmbed(nn.Module):
-    """Image (B, 3, H, W) -> tokens (B, h, w, E)."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, PATCH, PATCH)
-
-    def forward(self, image):
-        return self.proj(image).permute(0, 2, 3, 1)
-
-
 class Encoder(nn.Module):
     """The windowed ViT-B: image (B, 3, H, W) -> features (B, E, h, w)."""
 
     def __init__(self, dim, grid):
         super().__init__()
-        self.patch_embed = PatchEmbed(dim)
-        # MAE's shape: the first entry belongs to a class token, which this network does not have.
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, dim, PATCH, PATCH)))
+        # The shape in MAE's files; the first entry belongs to a class token, which this network does not have.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + PRETRAIN_GRID ** 2, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(
             Block(dim, DROP_PATH * i / (DEPTH - 1), grid if i in GLOBAL_BLOCKS else None) for i in range(DEPTH))
 
     def forward(self, image):
-        x = self.patch_embed(image)  # (B, h, w, E)
+        x = self.patch_embed(image).permute(0, 2, 3, 1)  # (B, h, w, E)
         x = x + resize_positions(self.pos_embed[:, 1:], tuple(x.shape[1:3])).view(1, *x.shape[1:])
         for block in self.blocks:
             x = block(x)
@@ -215,16 +205,17 @@ class PredictHead(nn.Module):
         super().__init__()
         self.linear_fuse = nn.Conv2d(5 * channels, channels, 1)
         self.norm = {
-            "BN": lambda: nn.BatchNorm2d(channels),
-            "LN": lambda: ChannelNorm(channels),
-            "IN": lambda: nn.InstanceNorm2d(channels, affine=True, track_running_stats=True),
-        }[norm]()
+            "BN": nn.BatchNorm2d(channels),
+            "LN": ChannelNorm(channels),
+            "IN": nn.InstanceNorm2d(channels, affine=True, track_running_stats=True),
+        }[norm]
         self.dropout = nn.Dropout(0.5)
         self.linear_predict = nn.Conv2d(channels, 1, 1)
 
     def forward(self, levels):
-        # linear_fuse acts on the levels enlarged to 4h x 4w and concatenated. A 1x1 convolution and a bilinear resize
-        # commute: each level meets its own part of the weight at its own size, and the enlarged results are summed.
+        # As published, linear_fuse acts on the concatenation of all levels, enlarged to 4h x 4w. A 1x1 convolution and
+        # a bilinear resize commute, so each level is multiplied with its part of the weight at its own size, and the
+        # enlarged results are summed.
         weights = self.linear_fuse.weight.chunk(len(levels), 1)
         x = F.conv2d(levels[0], weights[0], self.linear_fuse.bias)
         for level, weight in zip(levels[1:], weights[1:]):
@@ -237,7 +228,7 @@ class IML_ViT(nn.Module):
     """ViT-B on full-resolution images with a feature pyramid and an edge loss.
 
     Args:
-        input_size: image side in pixels that the tables of relative positions are made for (other images resize them)
+        input_size: image side in pixels that the tables of relative positions are made for; they are resized for others
         vit_pretrain_path: file with MAE weights for the encoder (mae_pretrain_vit_base.pth, CC BY-NC 4.0)
         fpn_channels: channels of the pyramid and the head
         predict_head_norm: norm in the head: BN (batch), LN (layer), IN (instance, steadier with 1-2 images per process)
@@ -249,7 +240,7 @@ class IML_ViT(nn.Module):
                  predict_head_norm: Literal["BN", "LN", "IN"] = "BN", edge_lambda: float = 20, embed_dim: int = 768):
         super().__init__()
         if embed_dim % HEADS:
-            raise UserError(f"--embed_dim {embed_dim}: IML_ViT has {HEADS} attention heads, give a multiple of it.")
+            raise UserError(f"--embed_dim {embed_dim}: give a multiple of {HEADS}, the number of attention heads.")
         self.edge_lambda = edge_lambda
         self.encoder_net = Encoder(embed_dim, -(-input_size // PATCH))
         self.featurePyramid_net = FeaturePyramid(embed_dim, fpn_channels)
@@ -259,14 +250,13 @@ class IML_ViT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         if vit_pretrain_path:
-            flag = "--vit_pretrain_path"
-            state = state_dict_of(load_checkpoint(vit_pretrain_path, flag), vit_pretrain_path, flag)
-            # MAE's class token and last norm have no place here; it has no relative positions, which start at 0.
-            load_part(self.encoder_net, state, f"{flag} {vit_pretrain_path}", absent_ok=("rel_pos_h", "rel_pos_w"))
-            say(f"IML_ViT: encoder weights from {vit_pretrain_path}")
+            state = read_weights(vit_pretrain_path, "--vit_pretrain_path")
+            # MAE has no relative positions (they start at 0); its class token and last norm are not used here.
+            load_part(self.encoder_net.state_dict(), state, f"--vit_pretrain_path {vit_pretrain_path}",
+                      optional=("rel_pos_h", "rel_pos_w"))
 
     def forward(self, image, mask, edge_mask=None, *args, **kwargs):
-        """Predict the tampered area and compute the losses.
+        """Predict the manipulated area and compute the losses.
 
         image: (B, 3, H, W) float32, normalised; mask, edge_mask: (B, 1, H, W) float32 of 0 and 1. Returns a dict:
         backward_loss: predict_loss + edge_loss; pred_mask: (B, 1, H, W) float32 probabilities; pred_label: None;
@@ -276,7 +266,7 @@ class IML_ViT(nn.Module):
         if edge_mask is None and self.training:
             raise UserError("IML_ViT trains with an edge loss and the batch has no edge_mask; set --edge_mask_width 7.")
         height, width = image.shape[2:]
-        # Whole patches, at least two each way: the coarsest level halves the grid.
+        # Whole patches, at least two in each direction, because the coarsest level halves the grid.
         x = F.pad(image, (0, max(-width % PATCH, 2 * PATCH - width), 0, max(-height % PATCH, 2 * PATCH - height)))
         logits = self.predict_head(self.featurePyramid_net(self.encoder_net(x))).float()
         logits = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)[:, :, :height, :width]

@@ -3,26 +3,25 @@
 Xinru Chen, Chengbo Dong, Jiaqi Ji, Juan Cao, Xirong Li, ICCV 2021, https://arxiv.org/abs/2104.06832
 (journal version MVSS-Net++, TPAMI 2022, https://arxiv.org/abs/2112.08935).
 
-Two ResNet-50 streams: the RGB stream learns tampering boundaries from its four stages (Sobel attention, shallow to
-deep), the noise stream sees the picture through a constrained convolution. Dual attention (position and channel) fuses
-their last features into the mask; the picture's score is the mask's maximum.
+Two ResNet-50 streams: the RGB stream learns the boundaries of manipulated areas from its four stages (Sobel attention,
+shallow to deep), the noise stream sees the image through a constrained convolution. Dual attention (position and
+channel) fuses their last features into the mask; the image-level score is the mask's maximum.
 
 Input: RGB, ImageNet-normalised; published at 512x512 with --if_resizing --edge_mask_width 7. Any other size works.
 Licence: this file is MIT, written from the paper. The authors' repository has no licence file;
 checkpoints published for IMDL-BenCo (CC BY 4.0) load with strict=True.
 
 Kept from the published implementation because its checkpoints and losses need it:
-- the noise stream's grey value gives red the weight of blue and blue that of red;
-- the score's loss applies a sigmoid to the score, which is a probability already.
-Different from it, with equal numbers:
-- the score is the maximum of the whole picture, also when it is not square; sizes need not be multiples of 16;
-- Sobel attention sums the channels before filtering, its square root has a finite gradient everywhere;
+- the grey value of the noise stream gives red the usual weight of blue, and blue that of red;
+- the loss of the score applies a sigmoid to it, although it is a probability already.
+Differences from it, none of which changes a number:
+- the score is the maximum over the whole mask even if that is not square; sizes need not be multiples of 16;
+- Sobel attention sums the channels before filtering, and its square root has a finite gradient everywhere;
 - attention is fused; Sobel, constrained convolution, attention and losses stay in float32 under autocast;
 - the classifiers (`fc`) of both ResNets are in the state dict but frozen, so DDP needs no --find_unused_parameters;
-- `visual_image` shows the predicted boundary. No auxiliary heads (`aux`: they reached no output and no loss), nor
-  arguments of which one value works (`nclass`, `n_input`).
+- `visual_image` shows the predicted boundary. There are no auxiliary heads (`aux`: they reached no output and no loss)
+  and no parameters for which only one value works (`nclass`, `n_input`).
 """
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -30,24 +29,20 @@ from torch import nn
 from registry import MODELS, UserError
 
 from .filters import SOBEL_X, SOBEL_Y, BayarConv, SobelConv
+from .weights import timm_model
 
 STAGES = (256, 512, 1024, 2048)  # channels of c1..c4, at H/4, H/8, H/16, H/16
 
 
 def resize(x, size):
-    """Bilinear, corner pixels on corner pixels, to `size` (H, W)."""
+    """Resize bilinearly, corner pixels on corner pixels, to `size` (H, W)."""
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def resnet50(pretrained):
     """timm's ResNet-50 with the last stage at stride 1, dilations 1, 2, 4; ImageNet weights (V1) if `pretrained`."""
-    try:
-        network = timm.create_model("resnet50.tv_in1k", pretrained=pretrained, output_stride=16, zero_init_last=False)
-    except OSError as error:
-        raise UserError(
-            f"--pretrained_base: timm could not fetch the ImageNet weights resnet50.tv_in1k ({error}): run once with "
-            "network access, copy the Hugging Face cache (HF_HOME) of such a run, or leave the flag out."
-        ) from error
+    network = timm_model("resnet50.tv_in1k", pretrained, "--pretrained_base", "leave the flag out",
+                         output_stride=16, zero_init_last=False)
     last = network.layer4[2].conv2  # timm gives it dilation 2
     last.dilation = last.padding = (4, 4)
     network.fc.requires_grad_(False)
@@ -72,7 +67,7 @@ class BoundaryBlock(nn.Module):
 
 
 class PositionAttention(nn.Module):
-    """Each position gathers the positions that resemble it, without the usual scaling of the product."""
+    """Each position attends to the positions most like it; the products are not scaled as usual."""
 
     def __init__(self, channels):
         super().__init__()
@@ -82,7 +77,7 @@ class PositionAttention(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(1))
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):  # unscaled products
+        with torch.autocast(x.device.type, enabled=False):  # the products are not scaled down
             x = x.float()
             query, key, value = (conv(x).flatten(2).transpose(1, 2) for conv in (self.conv_b, self.conv_c, self.conv_d))
             out = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (B, HW, C)
@@ -90,14 +85,14 @@ class PositionAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Each channel gathers the channels that least resemble it: softmax over the negated products of channels."""
+    """Each channel attends to the channels least like it: softmax over the negated products of channels."""
 
     def __init__(self):
         super().__init__()
         self.beta = nn.Parameter(torch.zeros(1))
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):  # sums over all positions
+        with torch.autocast(x.device.type, enabled=False):  # the products are sums over all positions
             x = x.float()
             maps = x.flatten(2)  # (B, C, HW)
             # softmax(row maximum - products) is softmax(-products)
@@ -115,7 +110,7 @@ def conv_bn_relu(channels, out_channels):
 
 
 class DualAttentionHead(nn.Module):
-    """Position and channel attention side by side, summed, to mask logits at H/16: (B, C, h, w) -> (B, 1, h, w)."""
+    """Sum of position and channel attention, then mask logits at H/16: (B, C, h, w) -> (B, 1, h, w)."""
 
     def __init__(self, channels):
         super().__init__()
@@ -135,7 +130,7 @@ class DualAttentionHead(nn.Module):
 
 
 def dice_loss(pred, target):
-    """1 - Dice coefficient of squared norms, smoothed by 1, over the whole batch. `pred` holds probabilities."""
+    """1 - Dice coefficient with squared norms, smoothed by 1, over the whole batch; `pred` holds probabilities."""
     overlap = (pred * target).sum()
     return 1 - (2 * overlap + 1) / (target.square().sum() + pred.square().sum() + 1)
 
@@ -146,14 +141,13 @@ class MVSSNet(nn.Module):
 
     Args:
         sobel: weight the RGB stream's features by their Sobel gradient before the boundary blocks
-        if_label: train on the picture's score: 0.16 mask + 0.04 score + 0.8 edge loss (else 0.2 mask + 0.8 edge)
-        constrain: use the noise stream behind the constrained convolution
+        if_label: train the image-level score too: 0.16 mask + 0.04 score + 0.8 edge loss (else 0.2 mask + 0.8 edge)
+        constrain: use the noise stream, which sees the image through the constrained convolution
         pretrained_base: start both ResNets from ImageNet weights, which timm downloads
     """
 
-    def __init__(
-        self, sobel: bool = True, if_label: bool = True, constrain: bool = True, pretrained_base: bool = False
-    ):
+    def __init__(self, sobel: bool = True, if_label: bool = True, constrain: bool = True,
+                 pretrained_base: bool = False):
         super().__init__()
         self.sobel = sobel
         self.if_label = if_label
@@ -173,14 +167,14 @@ class MVSSNet(nn.Module):
         self.head = DualAttentionHead(STAGES[3] * (2 if constrain else 1))
 
     def sobel_attention(self, i, x):
-        """Weight all channels of c_i by the sigmoid of the gradient magnitude of their sum: (B, C, h, w) -> same."""
+        """Weight all channels of c_i by the sigmoid of their sum's gradient magnitude: (B, C, h, w) -> same."""
         if not self.sobel:
             return x
         with torch.autocast(x.device.type, enabled=False):  # the filtered sums leave the range of float16
             total = x.float().sum(1, keepdim=True)
             gx = self.get_submodule(f"sobel_x{i}")(total)  # (B, 1, h, w)
             gy = self.get_submodule(f"sobel_y{i}")(total)
-            # the bound changes no value; it makes the gradient 0, not NaN, where both are 0
+            # the clamp changes no value; where both are 0 it makes the gradient 0 instead of NaN
             magnitude = (gx.square() + gy.square()).clamp_min(1e-24).sqrt()
             return x * magnitude.sigmoid().to(x.dtype)
 
@@ -193,8 +187,8 @@ class MVSSNet(nn.Module):
         return self.erb_trans_3(edge + resize(self.erb_db_4(self.sobel_attention(4, c4)), size))
 
     def noise_stream(self, image):
-        """Last features behind the constrained convolution: (B, 3, H, W) -> (B, 2048, H/16, W/16)."""
-        # weights of blue, green, red on red, green, blue, as in the published checkpoints
+        """Last features of the noise stream: (B, 3, H, W) -> (B, 2048, H/16, W/16)."""
+        # red has the usual weight of blue, and blue that of red, as in the published checkpoints
         grey = 0.1140 * image[:, 0:1] + 0.5870 * image[:, 1:2] + 0.2989 * image[:, 2:3]
         return self.noise_extractor["model"].forward_features(self.constrain_conv(grey))
 
@@ -203,16 +197,16 @@ class MVSSNet(nn.Module):
 
         Args:
             image: (B, 3, H, W) float32, RGB, ImageNet-normalised
-            mask: (B, 1, H, W), 1 = tampered
-            label: (B,), 1 = tampered
-            edge_mask: (B, 1, H, W), 1 = boundary band of the mask; needed in training, else the edge loss is left out
+            mask: (B, 1, H, W), 1 = manipulated
+            label: (B,), 1 = manipulated
+            edge_mask: (B, 1, H, W), 1 = boundary band of the mask; only training needs it, for the edge loss
 
         Returns:
             dict of `backward_loss`, scalar; `pred_mask`, (B, 1, H, W) probabilities; `pred_label`, (B,) probabilities;
-            `visual_loss`, name -> scalar; `visual_image`, name -> (B, 1, H, W) probabilities of tampering and of edges
+            `visual_loss`, name -> scalar; `visual_image`, name -> (B, 1, H, W) probabilities, of the mask and its edge
         """
         if edge_mask is None and self.training:
-            raise UserError("MVSSNet trains on the boundary of the mask, which the data lack: add --edge_mask_width 7.")
+            raise UserError("MVSSNet trains with an edge loss and the batch has no edge_mask; set --edge_mask_width 7.")
         size = image.shape[2:]
         # (B, 256, H/4, W/4), (B, 512, H/8, W/8), (B, 1024, H/16, W/16), (B, 2048, H/16, W/16)
         c1, c2, c3, c4 = self.model.forward_intermediates(image, indices=[1, 2, 3, 4], intermediates_only=True)
@@ -222,7 +216,7 @@ class MVSSNet(nn.Module):
         pred_label = pred_mask.amax((1, 2, 3))
 
         losses = {"predict_loss": dice_loss(pred_mask, mask)}
-        # a second sigmoid, on a probability, as published
+        # this applies a second sigmoid, to a probability, as published
         losses["label_loss"] = F.binary_cross_entropy_with_logits(pred_label, label.float())
         if self.if_label:
             combined = 0.16 * losses["predict_loss"] + 0.04 * losses["label_loss"]

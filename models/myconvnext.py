@@ -1,8 +1,8 @@
-"""The tutorial's model: a timm ConvNeXt, a ladder of transposed convolutions, a linear head for the picture's score.
+"""The tutorial's model: a timm ConvNeXt with a decoder of transposed convolutions and a linear image-level head.
 
 ConvNeXt: Liu et al., "A ConvNet for the 2020s", CVPR 2022, https://arxiv.org/abs/2201.03545; weights by timm
-(Apache-2.0), downloaded only with `pretrained`. Any size works; the features have 1/32 of it, so multiples of 32 waste
-nothing.
+(Apache-2.0), downloaded only with `pretrained`. Any image size works; the features have 1/32 of it, so multiples of 32
+waste nothing.
 """
 import timm
 import torch
@@ -11,10 +11,20 @@ import torch.nn.functional as F
 
 from registry import MODELS, UserError, nearest
 
+from .weights import timm_model
+
+
+def build_backbone(name, pretrained):
+    """Return a timm model that gives its last feature map alone; UserError where timm has no such model or weights."""
+    if not timm.is_model(name):
+        hint = nearest(name, timm.list_models())
+        raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model.{hint}")
+    return timm_model(name, pretrained, "--pretrained", "give --no-pretrained", features_only=True, out_indices=(-1,))
+
 
 @MODELS.register_module()
 class MyConvNeXt(nn.Module):
-    """Mask from the backbone's last feature map, score from its mean.
+    """The mask from the backbone's last feature map, the image-level score from the mean of that map.
 
     Args:
         backbone: any timm model that can be built with features_only
@@ -53,19 +63,3 @@ class MyConvNeXt(nn.Module):
             "visual_loss": {"total": loss, "seg": seg_loss, "cls": cls_loss},
             "visual_image": {"pred_mask": pred_mask},
         }
-
-
-def build_backbone(name, pretrained):
-    """Return a timm backbone that gives its last feature map; UserError for unknown names and unreachable weights."""
-    if not timm.is_model(name):
-        hint = nearest(name, timm.list_models())
-        raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model.{hint}")
-    try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
-    except Exception as error:  # timm and the hub's client raise many types
-        if pretrained:
-            raise UserError(f"--pretrained: the weights of {name} can't be downloaded ({type(error).__name__}). "
-                            "Go online once, or put them into the Hugging Face cache, or give --no-pretrained."
-                            ) from error
-        raise UserError(f"--backbone {name}: timm can't build this model with features_only ({error}). "
-                        "Choose another.") from error

@@ -13,7 +13,7 @@ from registry import MODELS
 
 @MODELS.register_module()
 class MyModel(nn.Module):
-    """One convolution from the picture to the mask, and the mean of that mask as the score of the picture.
+    """One convolution from the image to the mask; the mean of the mask's logits gives the image-level score.
 
     Args:
         kernel_size: side of the convolution's kernel in pixels, odd
@@ -28,9 +28,9 @@ class MyModel(nn.Module):
     def forward(self, image, mask, label, *args, **kwargs):
         """Compute losses and predictions of a batch.
 
-        The whole batch comes by keyword; name what the model needs, the rest goes to **kwargs. Besides these three
-        there are edge_mask (with --edge_mask_width), shape, original_shape, origin_shape, name, shape_mask (with
-        --if_padding), and what a post function adds.
+        The whole batch comes by keyword: name what the model needs, the rest goes into **kwargs. Besides these three
+        a batch holds edge_mask (with --edge_mask_width), shape_mask (with --if_padding), shape, original_shape,
+        origin_shape, name, and what a post function adds.
 
         Args:
             image: (B, 3, H, W) float32, RGB, ImageNet-normalised
@@ -39,7 +39,7 @@ class MyModel(nn.Module):
 
         Returns:
             dict, in which every key but the first two may be missing:
-            backward_loss  scalar, what the gradient is taken of
+            backward_loss  scalar, the loss to minimise
             pred_mask      (B, 1, H, W) float, probabilities
             pred_label     (B,) float, probabilities
             visual_loss    {name: scalar} for the log

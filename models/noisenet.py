@@ -1,9 +1,9 @@
-"""NoiseNet: a small detector of noise that doesn't fit, for the demo: learns from scratch in minutes on two cores.
+"""NoiseNet: a small detector of inconsistent noise, made for the demo: it learns from scratch in minutes on two cores.
 
-Not from a paper. What a camera leaves in a photograph is the same all over it, what was pasted or painted in has noise
-of its own: a high-pass residual, learned filters, the logarithm of their local energy (the level of noise), normalised
-over the picture so that only differences within it count, then a little context. Any size; give pictures at their own
-resolution (--if_padding), since resizing removes the noise.
+Not from a paper. A camera leaves the same noise everywhere in an image; what was pasted or painted in brings noise of
+its own. The network takes a high-pass residual, applies learned filters, and computes the logarithm of their local
+energy (the noise level). Normalising each image leaves only the differences within it; dilated convolutions add
+context. Any image size works; give images at their own resolution (--if_padding), since resizing removes the noise.
 """
 import torch
 import torch.nn as nn
@@ -13,15 +13,15 @@ from registry import MODELS
 
 
 def conv_norm_relu(in_channels, out_channels, dilation=1, stride=1):
-    """3x3 convolution, normalisation over each picture, ReLU."""
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation,
-                                   bias=False),
-                         nn.InstanceNorm2d(out_channels, affine=True), nn.ReLU())
+    """3x3 convolution, normalisation over each image, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
+        nn.InstanceNorm2d(out_channels, affine=True), nn.ReLU())
 
 
 @MODELS.register_module()
 class NoiseNet(nn.Module):
-    """Mask from local differences of the noise, score from the mask's most suspicious place.
+    """The mask from local differences in noise, the image-level score from the highest logit of the mask.
 
     Args:
         width: channels of the convolutions
@@ -36,12 +36,12 @@ class NoiseNet(nn.Module):
         self.context = nn.Sequential(conv_norm_relu(width, width, stride=2), conv_norm_relu(width, width, 2),
                                      conv_norm_relu(width, width, 4))
         self.head = nn.Conv2d(2 * width, 1, 1)
-        self.score = nn.Linear(1, 1)  # from the highest logit to that of the picture
+        self.score = nn.Linear(1, 1)  # from the mask's highest logit to the image's
         nn.init.ones_(self.score.weight)
         self.label_weight = label_weight
 
     def forward(self, image, mask, label, shape_mask=None, *args, **kwargs):
-        """Return the dict that models/mymodel.py describes; visual_loss: total, mask, label. Padding weighs nothing."""
+        """Return the dict that models/mymodel.py describes; visual_loss has total, mask and label."""
         residual = image - F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)                   # (B, 3, H, W)
         energy = torch.log(F.avg_pool2d(self.filters(residual).float() ** 2, 4) + 1e-4)            # (B, 16, H/4, W/4)
         fine = self.fine(self.norm(energy))
@@ -49,7 +49,7 @@ class NoiseNet(nn.Module):
         logits = self.head(torch.cat([fine, context], dim=1))
         logits = F.interpolate(logits, mask.shape[-2:], mode="bilinear").float()                   # (B, 1, H, W)
         score = self.score(logits.amax(dim=(2, 3)).detach()).squeeze(1).float()                    # (B,)
-        mask_loss = F.binary_cross_entropy_with_logits(logits, mask, shape_mask)
+        mask_loss = F.binary_cross_entropy_with_logits(logits, mask, shape_mask)                   # ignores padding
         label_loss = F.binary_cross_entropy_with_logits(score, label.float())
         loss = mask_loss + self.label_weight * label_loss
         return {

@@ -3,23 +3,23 @@
 Junke Wang, Zuxuan Wu, Jingjing Chen, Xintong Han, Abhinav Shrivastava, Ser-Nam Lim, Yu-Gang Jiang.
 https://arxiv.org/abs/2203.14681
 
-Patch tokens of the image and of a frequency-filtered image go through layers in which learned object prototypes look at
-the tokens, the tokens look at the prototypes, and each place is weighted by its likeness to its neighbours;
-convolutions give the mask. Input: 224 x 224, resized (--if_resizing --image_size 224).
+Patch tokens of the image and of its frequency-filtered version pass through layers in which learned object prototypes
+attend to the tokens, the tokens attend to the resulting objects, and each cell of the grid is weighted by its
+similarity to its neighbours. Convolutions give the mask. Input: 224 x 224, resized (--if_resizing --image_size 224).
 Published settings: lr 1e-4 to 5e-7, weight decay 0.05, 1100 epochs, batch 12 x accumulation 8.
-Licence: the weights of timm's vit_base_patch16_224, an optional start, are Apache 2.0.
+Licence: timm's weights vit_base_patch16_224, which training can start from, are Apache 2.0.
 
 The authors published no code. This is the network of IMDL-BenCo's reproduction, whose checkpoints load as they are. It
 differs from the paper in its width (ViT-B), in having no image-level score and in these points, kept because its
 weights depend on them:
-- the "high-frequency" filter pairs two transforms that do not invert each other, and drops only the coefficients up to
-  0.5, about a tenth;
+- the "high-frequency" filter combines two transforms that do not invert each other, and drops only the coefficients
+  up to 0.5, about a tenth;
 - residuals start from the normalised input, so the tokens themselves are not carried on;
-- the likeness is divided by 9 twice, so every layer shrinks its tokens at least 9 times;
-- no activation stands between the convolutions of the head.
-Different from that code without a change of numbers: any number of prototypes works; patch_size and embedding_dim are
-no options, as only 16 and 768 fit the head; the filter is matrix products; what depends on the prototypes alone is
-computed once per batch.
+- the similarity is divided by 9 twice, so every layer shrinks its tokens at least 9 times;
+- there is no activation between the convolutions of the head.
+Differences from that code, none of which changes a number: any number of prototypes works; patch_size and embedding_dim
+are not parameters, as only 16 and 768 fit the head; the filter is written as matrix products; what depends on the
+prototypes alone is computed once per batch; the loss `lable_loss`, which is always 0, is left out.
 
 Shapes: B images of S x S pixels, a grid of g x g patches, g = S/16, L = g*g; 2L tokens (image, then frequency) of
 C = 768 numbers; P prototypes; n heads of d = C/n.
@@ -31,13 +31,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ddp import load_checkpoint, say, state_dict_of
 from registry import MODELS, UserError
 
-from .vit import HEADS, PATCH, Mlp, load_part, resize_positions
+from .vit import HEADS, PATCH, Mlp, resize_positions
+from .weights import load_part, read_weights
 
 DIM = 768
-TIMM_WEIGHTS, TIMM_GRID = "vit_base_patch16_224", 14
+TIMM_GRID = 14  # the grid of a 224 x 224 image, which timm's position embeddings belong to
 
 
 class HighFrequencyExtractor(nn.Module):
@@ -50,7 +50,7 @@ class HighFrequencyExtractor(nn.Module):
 
     def __init__(self, size):
         super().__init__()
-        # Cosines of large arguments: float32 would cost 1e-4 in the filtered image.
+        # The cosines have large arguments: in float32 the filtered image would be wrong by 1e-4.
         n = torch.arange(size, dtype=torch.float64)
         grid = math.pi * n[:, None] * n
         forward = torch.cos(grid / size) + torch.cos((grid + math.pi * n[:, None]) / size)
@@ -61,14 +61,14 @@ class HighFrequencyExtractor(nn.Module):
         self.register_buffer("inverse", inverse.float(), persistent=False)
 
     def forward(self, image):
-        # Coefficients grow with S^2 and leave float16 at 65504; bfloat16 shifts the mask visibly.
+        # Coefficients grow with S^2 and exceed float16's 65504; bfloat16 changes the mask visibly.
         with torch.autocast(image.device.type, enabled=False):
             coefficients = F.hardshrink(self.transform @ image.float() @ self.transform.T, 0.5)
             return self.inverse @ coefficients @ self.inverse.T
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries (b, Q, C) to keys (B, K, C), b = B, or 1 for queries that all images share."""
+    """Multi-head attention of queries (b, Q, C) to keys (B, K, C); b = B, or 1 for queries that all images share."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,10 @@ class Attention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """What encoder and decoder share: one norm for both inputs, residuals that start from the normalised queries."""
+    """Attention and MLP: queries (b, Q, C), b = B or 1, and keys (B, K, C) -> (B, Q, C).
+
+    One norm serves both inputs, and the residuals start from the normalised queries.
+    """
 
     def __init__(self):
         super().__init__()
@@ -94,71 +97,67 @@ class AttentionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(DIM, eps=1e-5)
         self.mlp = Mlp(DIM)
 
-    def attend(self, queries, keys):
-        """queries (b, Q, C), b = B or 1, and keys (B, K, C) -> (B, Q, C)."""
+    def forward(self, queries, keys):
         queries = self.norm1(queries)
         x = queries + self.attn(queries, self.norm1(keys))
         return x + self.mlp(self.norm2(x))
 
 
 class ObjectEncoder(AttentionBlock):
-    """The learned prototypes (P, C) look at the tokens: (B, 2L, C) -> objects (B, P, C)."""
+    """The learned prototypes (P, C) attend to the tokens: (B, 2L, C) -> objects (B, P, C)."""
 
     def __init__(self, num_prototypes):
         super().__init__()
         self.object_prototypes = nn.Parameter(torch.randn(num_prototypes, DIM))
 
     def forward(self, tokens):
-        return self.attend(self.object_prototypes[None], tokens)
-
-
-class PatchDecoder(AttentionBlock):
-    """The tokens look at the objects: (B, 2L, C) and (B, P, C) -> (B, 2L, C)."""
-
-    def forward(self, tokens, objects):
-        return self.attend(tokens, objects)
+        return super().forward(self.object_prototypes[None], tokens)
 
 
 def boundary_sensitive(tokens, grid):
-    """Weight each place of the grid by its mean cosine with its 3x3 neighbourhood, over 9: (B, 2L, C) -> (B, 2L, C).
+    """Weight each cell of the grid by its mean cosine with its 3x3 neighbourhood, over 9: (B, 2L, C) -> (B, 2L, C).
 
-    A place's vector holds both of its tokens; places outside the grid count 0. The mean of the cosines is the product
-    of the place's unit vector with the mean of the neighbours' unit vectors, which is an average pooling.
+    The vector of a cell holds both of its tokens; cells outside the grid count as 0. The mean of the cosines is the
+    product of the cell's unit vector with the mean of its neighbours' unit vectors, which is an average pooling.
     """
     streams = tokens.unflatten(1, (2, grid, grid))  # (B, 2, g, g, C)
-    places = streams.permute(0, 1, 4, 2, 3).flatten(1, 2)  # (B, 2C, g, g)
-    unit = F.normalize(places.float(), dim=1, eps=1e-8)
-    likeness = (unit * F.avg_pool2d(unit, 3, 1, 1)).sum(1) / 9  # (B, g, g)
-    return (streams * likeness[:, None, :, :, None]).flatten(1, 3)
+    cells = streams.permute(0, 1, 4, 2, 3).flatten(1, 2)  # (B, 2C, g, g)
+    unit = F.normalize(cells.float(), dim=1, eps=1e-8)
+    similarity = (unit * F.avg_pool2d(unit, 3, 1, 1)).sum(1) / 9  # (B, g, g)
+    return (streams * similarity[:, None, :, :, None]).flatten(1, 3)
 
 
 class EncoderDecoder(nn.Module):
-    """One layer: object encoder, patch decoder, boundary-sensitive weighting; tokens (B, 2L, C) -> the same shape."""
+    """One layer: tokens (B, 2L, C) -> the same shape.
+
+    The prototypes attend to the tokens, the tokens to the resulting objects; then comes the boundary-sensitive weight.
+    """
 
     def __init__(self, num_prototypes, grid):
         super().__init__()
         self.grid = grid
         self.encoder = ObjectEncoder(num_prototypes)
-        self.decoder = PatchDecoder()
+        self.decoder = AttentionBlock()
 
     def forward(self, tokens):
-        return boundary_sensitive(self.decoder(tokens, self.encoder(tokens)), self.grid)
+        objects = self.encoder(tokens)  # (B, P, C)
+        return boundary_sensitive(self.decoder(tokens, objects), self.grid)
 
 
-def double(x):
-    """Enlarge (B, C, H, W) twice, bilinearly."""
+def upsample(x):
+    """(B, C, H, W) -> (B, C, 2H, 2W), bilinear."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 @MODELS.register_module()
 class ObjectFormer(nn.Module):
-    """Object prototypes and patch tokens of the image and its frequencies look at each other.
+    """Object prototypes and the patch tokens of the image and its frequencies attend to each other.
 
     Args:
-        input_size: image side in pixels, a multiple of 16; give --image_size the same
+        input_size: image side in pixels, a multiple of 16; give --image_size the same value
         num_prototypes: object prototypes per layer; default 2*(input_size/16)^2, one for each token
         num_layers: layers of encoder, decoder and boundary weighting
-        init_weight_path: start weights: the word timm (downloads vit_base_patch16_224), or a file of such a ViT-B/16
+        init_weight_path: start weights: a file of a ViT-B/16, or the word timm (downloads vit_base_patch16_224)
     """
 
     def __init__(self, input_size: int = 224, num_prototypes: Optional[int] = None, num_layers: int = 8,
@@ -186,42 +185,27 @@ class ObjectFormer(nn.Module):
 
         path: "timm" or a file, with q, k and v in one tensor or in three, and positions (1, 197, C) or (1, 2L, C).
         """
-        source = f"--init_weight_path {path}"
-        if path == "timm":
-            state = timm_weights(source)
-        else:
-            state = state_dict_of(load_checkpoint(path, "--init_weight_path"), path, "--init_weight_path")
-        state = as_published(state, self.grid)
-
-        def part(prefix):
-            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
+        state = as_published(read_weights(path, "--init_weight_path", timm_name="vit_base_patch16_224"), self.grid)
+        parts = [("patch_embed.proj.", self.encoder_net_r[0]), ("patch_embed.proj.", self.encoder_net_q[0])]
         for i, layer in enumerate(self.encoder_decoders):
-            load_part(layer.encoder, part(f"blocks.{i}."), f"{source}, blocks.{i}", absent_ok=("object_prototypes",))
-            load_part(layer.decoder, part(f"blocks.{i}."), f"{source}, blocks.{i}")
-        for embedding in (self.encoder_net_r, self.encoder_net_q):
-            load_part(embedding[0], part("patch_embed.proj."), f"{source}, patch_embed.proj")
-        positions = state.get("pos_embed", torch.empty(0))
-        if positions.shape != self.pos_encoding.shape:
-            raise UserError(f"{source}: pos_embed has the shape {list(positions.shape)}, and --input_size "
-                            f"{self.input_size} needs {list(self.pos_encoding.shape)}; give weights of this size, or "
-                            f"timm's {TIMM_WEIGHTS}.")
-        with torch.no_grad():
-            self.pos_encoding.copy_(positions)
-        say(f"ObjectFormer: ViT weights from {path}")
+            parts += [(f"blocks.{i}.", layer.encoder), (f"blocks.{i}.", layer.decoder)]
+        for prefix, module in parts:
+            own = {prefix + name: x for name, x in module.state_dict().items()}
+            load_part(own, state, f"--init_weight_path {path}", optional=("object_prototypes",))
+        load_part({"pos_embed": self.pos_encoding.detach()}, state, f"--init_weight_path {path}")
 
     def forward(self, image, mask, *args, **kwargs):
-        """Predict the tampered area and compute the loss.
+        """Predict the manipulated area and compute the loss.
 
         image: (B, 3, S, S) float32, normalised; mask: (B, 1, S, S) float32 of 0 and 1. Returns a dict:
         backward_loss: binary cross-entropy; pred_mask: (B, 1, S, S) float32 probabilities; pred_label: None;
-        visual_loss: predict_loss, and lable_loss (spelt so in published logs), which is 0; visual_image: pred_mask.
-        Raises UserError for another image size than input_size: positions and frequency filter belong to that size.
+        visual_loss: predict_loss; visual_image: pred_mask. Raises UserError where S is not input_size, the size that
+        the position encoding and the frequency filter are made for.
         """
         height, width = image.shape[2:]
         if height != self.input_size or width != self.input_size:
             raise UserError(f"ObjectFormer was built with --input_size {self.input_size} and got a {height} x {width} "
-                            "image; set --image_size and --input_size to one number.")
+                            "image; give --image_size and --input_size the same value.")
         frequencies = self.high_freq_extractor(image)
         tokens = torch.cat([self.encoder_net_r(image), self.encoder_net_q(frequencies)], 2)  # (B, C, 2g, g)
         tokens = tokens.flatten(2).transpose(1, 2) + self.pos_encoding  # (B, 2L, C)
@@ -230,33 +214,21 @@ class ObjectFormer(nn.Module):
         # Channel 2c + s of the map is feature c of stream s.
         x = tokens.unflatten(1, (2, self.grid, self.grid)).permute(0, 4, 1, 2, 3).flatten(1, 2)  # (B, 2C, g, g)
         for convolution in self.localization:
-            x = convolution(double(x))
-        logits = double(x).float()  # (B, 1, S, S)
+            x = convolution(upsample(x))
+        logits = upsample(x).float()  # (B, 1, S, S)
 
         loss = F.binary_cross_entropy_with_logits(logits, mask)
         pred_mask = logits.sigmoid()
         return {"backward_loss": loss, "pred_mask": pred_mask, "pred_label": None,
-                "visual_loss": {"predict_loss": loss, "lable_loss": loss.new_zeros(())},
-                "visual_image": {"pred_mask": pred_mask}}
-
-
-def timm_weights(source):
-    """Download (once) and return timm's ViT-B/16 as a state dict; `source` names the flag in the error."""
-    import timm  # a slow import, for this option alone
-
-    try:
-        return timm.create_model(TIMM_WEIGHTS, pretrained=True).state_dict()
-    except Exception as error:  # the hub's own exceptions differ from version to version
-        raise UserError(f"{source}: {TIMM_WEIGHTS} can't be downloaded ({type(error).__name__}); go online, or give a "
-                        "file with its weights.") from error
+                "visual_loss": {"predict_loss": loss}, "visual_image": {"pred_mask": pred_mask}}
 
 
 def as_published(state, grid):
-    """Bring a state dict of timm's ViT into the form of the published start file; what has that form already stays.
+    """Convert a state dict of timm's ViT to the form of the published start file; one of that form is left as it is.
 
     attn.qkv becomes attn.q, .k and .v. pos_embed (1, 197, C) becomes (1, 2L, C): the class token's entry is dropped,
-    the rest resampled to g x g (bicubic, antialiased) and given to both streams. The published recipe leaves the grid
-    of that resampling open; this is our reading.
+    the rest is resampled to g x g (bicubic, antialiased) and given to both streams. The published recipe does not say
+    how it was resampled; this is our reading.
     """
     result = {}
     for name, value in state.items():

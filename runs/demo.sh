@@ -5,7 +5,6 @@
 . "$(dirname "$0")/setup.sh"
 DATA=${DATA:-$REPOSITORY/demo_data}
 OUTPUT=${OUTPUT:-$REPOSITORY/demo_output}
-MODEL="--model NoiseNet --if_padding --image_size 256 --test_batch_size 8"
 
 set -e
 if [ -e "$OUTPUT" ]; then
@@ -14,18 +13,20 @@ if [ -e "$OUTPUT" ]; then
 fi
 script() { name=$1; shift; echo; echo "== $name $*"; "$PYTHON" "$REPOSITORY/$name" "$@"; }
 
-echo "== data.py demo --output $DATA"
-MADE=$("$PYTHON" "$REPOSITORY/data.py" demo --output "$DATA")
+echo "== tools/make_demo.py --output $DATA"
+MADE=$("$PYTHON" "$REPOSITORY/tools/make_demo.py" --output "$DATA")
 echo "$MADE"
-script data.py check "$DATA/train.json" "$DATA/test_datasets.json" --output "$DATA/report.json"
-script train.py $MODEL --data_path "$DATA/train.json" --test_data_path "$DATA/test_datasets.json" \
-    --batch_size 8 --epochs 18 --lr 3e-3 --weight_decay 0.01 --warmup_epochs 1 --test_period 6 --save_period 6 \
-    --log_per_epoch_count 2 --if_predict_label --output_dir "$OUTPUT" "$@"
-script test.py $MODEL --test_data_json "$DATA/test_datasets.json" --checkpoint_path "$OUTPUT" \
+script tools/check_data.py "$DATA/train.json" "$DATA/test_datasets.json" --output "$DATA/report.json"
+script train.py --model NoiseNet --if_padding --image_size 256 \
+    --data_path "$DATA/train.json" --test_data_path "$DATA/test_datasets.json" \
+    --batch_size 8 --test_batch_size 8 --epochs 18 --lr 3e-3 --weight_decay 0.01 --warmup_epochs 1 --test_period 6 \
+    --save_period 6 --log_per_epoch_count 2 --if_predict_label --output_dir "$OUTPUT" "$@"
+# the checkpoint knows model, fitting and size
+script test.py --test_data_json "$DATA/test_datasets.json" --checkpoint_path "$OUTPUT" --test_batch_size 8 \
     --metrics PixelF1 PixelIOU PixelAUC ImageAUC ImageF1 --save_per_image --output_dir "$OUTPUT/test"
-script test_robust.py $MODEL --test_data_path "$DATA/test_splicing.json" --checkpoint_path "$OUTPUT" \
+script test_robust.py --test_data_path "$DATA/test_splicing.json" --checkpoint_path "$OUTPUT" --test_batch_size 8 \
     --output_dir "$OUTPUT/robust"
-script save_images.py $MODEL --test_data_path "$DATA/test_datasets.json" --checkpoint_path "$OUTPUT" \
+script save_images.py --test_data_path "$DATA/test_datasets.json" --checkpoint_path "$OUTPUT" --test_batch_size 8 \
     --save_overlay --output_dir "$OUTPUT/images"
 
 cat <<TEXT
@@ -35,7 +36,7 @@ $(echo "$MADE" | grep "everything tampered")
 
 == Where to look
    $OUTPUT/test/results.csv, $OUTPUT/robust/results.csv     the tables above
-   $OUTPUT/images/overlay/     picture, mask and predicted heat map side by side
+   $OUTPUT/images/overlay/     image, mask and predicted heat map side by side
    $OUTPUT/images/pred/        the masks
-   $PYTHON -m tensorboard.main --logdir $OUTPUT     curves and pictures in a browser
+   $PYTHON -m tensorboard.main --logdir $OUTPUT     curves and images in a browser
 TEXT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Masks: what MyModel's newest checkpoint, or the one you name, predicts for a dataset or a plain folder of pictures.
+# Masks: what MyModel's best checkpoint, or the one you name, predicts for a dataset or a folder of images.
 #   TEST=my_photos CHECKPOINT=output_mymodel/checkpoint-9.pth sh runs/save_images_mymodel.sh [more flags]
-TEST=${TEST:?set TEST to a dataset or a folder of pictures}
+TEST=${TEST:?set TEST to a dataset or a folder of images}
 CHECKPOINT=${CHECKPOINT:-output_mymodel}
 OUTPUT=${OUTPUT:-output_mymodel/images}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Robustness: the newest checkpoint of MyModel, or the one you name, under blur, noise and JPEG compression.
+# Robustness: the best checkpoint of MyModel, or the one you name, under blur, noise and JPEG compression.
 #   TEST=CASIA1 CHECKPOINT=output_mymodel/checkpoint-9.pth sh runs/test_robust_mymodel.sh [more flags of test_robust.py]
 TEST=${TEST:?set TEST to the test set: folder with Tp/ and Gt/, or a JSON}
 CHECKPOINT=${CHECKPOINT:-output_mymodel}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train: Protocol-CAT of IMDL-BenCo: several sets, 1840 pictures of each per epoch (runs/balanced_dataset.json; put
+# Train: Protocol-CAT of IMDL-BenCo: several sets, 1840 images of each per epoch (runs/balanced_dataset.json; put
 # your paths into a copy).
 #   DATA=my_balanced_dataset.json TEST=runs/test_datasets.json sh runs/train_protocol_cat.sh [more flags of train.py]
 DATA=${DATA:-$(dirname "$0")/balanced_dataset.json}

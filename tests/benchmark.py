@@ -1,6 +1,6 @@
 """Measurements of what is meant to be cheap, each as a ratio to a plain way of doing the same in the same run.
 
-    python tests/benchmark.py                # loading, auc, edge, inpainting, seeding, robustness (a minute)
+    python tests/benchmark.py                # loading, auc, edge, seeding, robustness (a minute)
     python tests/benchmark.py auc edge       # some of them
     python tests/benchmark.py models         # forward, forward + backward and memory of every model (minutes)
     python tests/benchmark.py pairs          # JSONs of 200,000 and 1,000,000 pairs (minutes, two million hard links)
@@ -23,17 +23,19 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-import albumentations as albu
 import cv2
 import numpy as np
 import torch
-from albumentations.pytorch import ToTensorV2
 from PIL import Image
 from torch.utils.data import default_collate
 
 import data
 import registry
-from metrics import exact_auc, format_table
+import transforms  # before albumentations, which it keeps from asking the network for news
+import albumentations as albu
+from albumentations.pytorch import ToTensorV2
+from log import format_table
+from metrics import exact_auc
 
 torch.set_num_threads(1)
 
@@ -53,7 +55,7 @@ def race(name, ours, plain, repetitions=15):
     return [name, f"{fast:.2f}", f"{slow:.2f}", f"{slow / fast:.2f}"]
 
 
-def picture(height=256, width=384, seed=0):
+def image(height=256, width=384, seed=0):
     """Return smooth colours with sensor noise, (H, W, 3) uint8, which compress about as a photograph does."""
     rng = np.random.default_rng(seed)
     coarse = cv2.resize(rng.uniform(0, 255, (8, 12, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -61,11 +63,11 @@ def picture(height=256, width=384, seed=0):
 
 
 def write_set(folder, count, **size):
-    """Write a ManiDataset of JPEG pictures with PNG masks, which show a rectangle; returns `folder` as text."""
+    """Write a ManiDataset of JPEG images with PNG masks, which show a rectangle; returns `folder` as text."""
     for name in ("Tp", "Gt"):
         (Path(folder) / name).mkdir()
     for i in range(count):
-        pixels = picture(**size, seed=i)
+        pixels = image(**size, seed=i)
         mask = np.zeros(pixels.shape[:2], np.uint8)
         mask[40:140, 60:200] = 255
         cv2.imwrite(f"{folder}/Tp/p{i}.jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
@@ -86,7 +88,7 @@ def loading():
             root.mkdir()
             dataset = data.ManiDataset(write_set(root, 8), padding=fitting == "padding", fingerprint=False)
             pipeline = albu.Compose([plain_fitting, albu.Normalize(), ToTensorV2()])
-            files = [(dataset.images[i], dataset.masks[i]) for i in range(8)]
+            files = list(zip(map(os.fsdecode, dataset.images), map(os.fsdecode, dataset.masks)))
 
             def ours():
                 data.to_device(data.collate([dataset[i] for i in range(8)]), torch.device("cpu"))
@@ -99,11 +101,11 @@ def loading():
                     samples.append({"image": sample["image"], "mask": sample["mask"][None].float()})
                 default_collate(samples)
 
-            yield race(f"load 8 pictures, {fitting}", ours, plain)
+            yield race(f"load 8 images, {fitting}", ours, plain)
 
 
 def auc():
-    """Exact AUC of one 512 x 512 picture against scikit-learn and an argsort with torch."""
+    """Exact AUC of one 512 x 512 image against scikit-learn and an argsort with torch."""
     from sklearn.metrics import roc_auc_score
 
     generator = torch.Generator().manual_seed(0)
@@ -136,26 +138,11 @@ def edge():
                lambda: cv2.dilate(real, kernel) - cv2.erode(real, kernel))
 
 
-def inpainting():
-    """RandomInpainting, which works on its window, against cv2.inpaint of the whole picture with the same windows."""
-    transform, pixels, empty = data.RandomInpainting(p=1), picture(), np.zeros((256, 384), np.uint8)
-
-    def draw(seed):
-        transform.set_random_seed(seed)
-        return transform(image=pixels, mask=empty)["mask"], transform.params["method"]
-
-    for largest, text in ((1, "any window"), (0.05, "windows up to 5 %")):
-        drawn = [(seed, *draw(seed)) for seed in range(300)]
-        drawn = [each for each in drawn if each[1].mean() <= largest][:10]
-        yield race(f"10 inpaintings, {text}", lambda: [draw(seed) for seed, _, _ in drawn],
-                   lambda: [cv2.inpaint(pixels, hole, 3, method) for _, hole, method in drawn], repetitions=5)
-
-
 def seeding():
-    """What it costs that each picture's augmentation has a seed of its own, beside the augmentation itself."""
+    """What it costs that each image's augmentation has a seed of its own, beside the augmentation itself."""
     from train import train_transform
 
-    transform, pixels, mask = train_transform(), picture(), np.zeros((256, 384), np.uint8)
+    transform, pixels, mask = train_transform(), image(), np.zeros((256, 384), np.uint8)
     rounds = 20
 
     def seeded():
@@ -166,17 +153,17 @@ def seeding():
         for i in range(rounds):
             transform(image=pixels, mask=mask)
 
-    yield race("seeds of 20 pictures, against augmenting them", seeded, augmented)
+    yield race("seeds of 20 images, against augmenting them", seeded, augmented)
 
 
 def robustness():
-    """Seven blurs of 8 pictures: decoded once, and decoded for each strength."""
-    attacks = list(data.GaussianBlurWrapper([0, 3, 7, 11, 15, 19, 23]))
+    """Seven blurs of 8 images: decoded once, and decoded for each strength."""
+    attacks = list(transforms.GaussianBlurWrapper([0, 3, 7, 11, 15, 19, 23]))
     with tempfile.TemporaryDirectory() as folder:
         folder = write_set(folder, 8, height=1024, width=1536)
         together = data.ManiDataset(folder, attacks=attacks, fingerprint=False)
         apart = [data.ManiDataset(folder, attacks=[attack], fingerprint=False) for attack in attacks]
-        yield race("7 blurs of 8 pictures of 1024 x 1536", lambda: [together[i] for i in range(8)],
+        yield race("7 blurs of 8 images of 1024 x 1536", lambda: [together[i] for i in range(8)],
                    lambda: [dataset[i] for dataset in apart for i in range(8)], repetitions=3)
 
 
@@ -197,7 +184,7 @@ def memory(process, *keys, file="smaps_rollup"):
 
 
 def model_row(name, folder, size=512):
-    """Return the table row of a model: one picture of size x size, batch of 1."""
+    """Return the table row of a model: one image of size x size, batch of 1."""
     sizes = {"image_size": size, "input_size": size, "pretrained": False}
     model_args = {key: sizes[key] for key in registry.parameters(registry.find_model(name)) if key in sizes}
     dataset = data.ManiDataset(folder, image_size=size, edge_mask_width=7, fingerprint=False,
@@ -216,7 +203,7 @@ def model_row(name, folder, size=512):
     row = [name, f"{count / 1e6:.1f}"]
     for function in (forward, both):
         before = memory("self", "VmRSS", file="status")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
         row += [f"{statistics.median(seconds(function) for _ in range(3)):.2f}",
                 f"{memory('self', 'VmHWM', file='status') - before:.0f}"]
     return row
@@ -230,7 +217,7 @@ def models():
         for name in sorted(registry.MODELS.entries):
             rows.append(apart(model_row, name, folder))
             print("measured", name, file=sys.stderr, flush=True)
-    print(format_table(["model, 1 picture of 512 x 512, 1 thread", "M parameters", "forward s", "peak MB",
+    print(format_table(["model, 1 image of 512 x 512, 1 thread", "M parameters", "forward s", "peak MB",
                         "forward + backward s", "peak MB"], rows))
 
 
@@ -273,10 +260,10 @@ def write_pairs(folder, count):
             place = Path(folder) / kind / f"{part:04d}"
             if not place.exists():
                 place.mkdir(parents=True)
-                cv2.imwrite(f"{place}/picture_000.png", np.zeros((4, 4), np.uint8))
+                cv2.imwrite(f"{place}/image_000.png", np.zeros((4, 4), np.uint8))
                 for i in range(1, 1000):
-                    os.link(f"{place}/picture_000.png", f"{place}/picture_{i:03d}.png")
-        pairs += [[f"Tp/{part:04d}/picture_{i:03d}.png", f"Gt/{part:04d}/picture_{i:03d}.png"] for i in range(1000)]
+                    os.link(f"{place}/image_000.png", f"{place}/image_{i:03d}.png")
+        pairs += [[f"Tp/{part:04d}/image_{i:03d}.png", f"Gt/{part:04d}/image_{i:03d}.png"] for i in range(1000)]
     path = f"{folder}/set_{count}.json"
     Path(path).write_text(json.dumps(pairs))
     return path
@@ -290,7 +277,7 @@ def pairs(counts=(200_000, 1_000_000)):
                         "PSS after", "private after", "main MB", "main peak"], rows))
 
 
-QUICK = {function.__name__: function for function in (loading, auc, edge, inpainting, seeding, robustness)}
+QUICK = {function.__name__: function for function in (loading, auc, edge, seeding, robustness)}
 SLOW = {function.__name__: function for function in (models, pairs)}
 
 

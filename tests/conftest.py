@@ -49,10 +49,10 @@ def run_here(script, *flags):
     return subprocess.CompletedProcess([script, *flags], code or 0, out.getvalue(), err.getvalue())
 
 
-def make_pictures(folder, count, seed=0, authentic=0, sizes=((96, 128), (128, 96), (80, 80))):
-    """Make a ManiDataset of `count` tampered pictures in `folder`, `authentic` ones in Au/, and set.json over all.
+def make_images(folder, count, seed=0, authentic=0, sizes=((96, 128), (128, 96), (80, 80))):
+    """Make a ManiDataset of `count` tampered images in `folder`, `authentic` ones in Au/, and set.json over all.
 
-    The pictures are smooth noise with a bright rectangle pasted in, which its mask shows.
+    The images are smooth noise with a bright rectangle pasted in, which its mask shows.
     """
     rng = np.random.default_rng(seed)
     for name in ("Tp", "Gt", "Au"):
@@ -76,9 +76,9 @@ def make_pictures(folder, count, seed=0, authentic=0, sizes=((96, 128), (128, 96
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """A ManiDataset of 9 tampered pictures, with 2 authentic ones and set.json besides."""
-    return make_pictures(tmp_path_factory.mktemp("pictures"), 9, authentic=2)
+def images(tmp_path_factory):
+    """A ManiDataset of 9 tampered images, with 2 authentic ones and set.json besides."""
+    return make_images(tmp_path_factory.mktemp("images"), 9, authentic=2)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Models with one property each that a test needs.
+"""Small models, each with a property that some test needs.
 
 The fixture `repository` puts this file into models/ of a copy, and importing it registers them here.
 """
@@ -11,7 +11,7 @@ from registry import MODELS
 
 @MODELS.register_module()
 class RandomNet(nn.Module):
-    """Batch norm (buffers) and dropout (random states), which a resumed run must find again."""
+    """Batch norm (buffers) and dropout (random states), which a resumed run must restore."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ class Tutorial(nn.Module):
 
 @MODELS.register_module()
 class Red(nn.Module):
-    """Predicts the picture's red channel, so that a saved mask can be compared with the picture; no other key."""
+    """Predicts the red channel, so that a saved mask can be compared with its image; returns no other key."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +68,7 @@ class LossOnly(nn.Module):
 
 @MODELS.register_module()
 class Only32(nn.Module):
-    """Takes pictures of 32 x 32 pixels only, and returns a mask of another size with `half`."""
+    """Takes only images of 32 x 32 pixels; with `half` its mask has another size than the image."""
 
     def __init__(self, half: bool = False):
         super().__init__()
@@ -78,3 +78,15 @@ class Only32(nn.Module):
         logits = self.linear(image.flatten(1)).view(-1, 1, 32, 32)
         pred_mask = logits.sigmoid()[..., ::2, ::2] if self.half else logits.sigmoid()
         return {"backward_loss": F.binary_cross_entropy_with_logits(logits, mask), "pred_mask": pred_mask}
+
+
+@MODELS.register_module()
+class Edges(nn.Module):
+    """Needs edge_mask, and leaves its absence to Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 1)
+
+    def forward(self, image, edge_mask, **kwargs):
+        return {"backward_loss": (self.conv(image) * edge_mask).mean()}

@@ -1,4 +1,4 @@
-"""CAT-Net beside its numbers (those are in test_models.py): DCT coefficients, padding, files of weights.
+"""CAT-Net beyond the published numbers: DCT coefficients, padding, files of weights.
 
     pytest tests/test_cat_net_jpeg.py
 """
@@ -13,15 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-REFERENCE = Path(__file__).parent / "reference"
-
 from models.cat_net import Cat_Net, cat_net_post_func, normalised_bytes, read_file
 from reference.fill import fill
 from registry import UserError
 
 jpeglib = pytest.importorskip("jpeglib")
+REFERENCE = Path(__file__).parent / "reference"
 STREAMS = np.load(REFERENCE / "Cat_Net" / "jpeg_case.npz")
-PICTURES = np.load(REFERENCE / "inputs256.npz")["image"]
+IMAGE = np.load(REFERENCE / "inputs256.npz")["image"][0]
 KINDS = {  # how Pillow writes them
     "444": {"quality": 90, "subsampling": 0},
     "422": {"quality": 70, "subsampling": 1},
@@ -32,25 +31,25 @@ KINDS = {  # how Pillow writes them
 
 
 def make_jpeg(path, height=61, width=45, kind="420", **options):
-    picture = Image.fromarray(PICTURES[0, 32:32 + height, 64:64 + width])
-    picture = picture.convert("L") if kind == "grey" else picture
-    picture.save(path, "JPEG", **KINDS[kind], **options)
+    image = Image.fromarray(IMAGE[32:32 + height, 64:64 + width])
+    image = image.convert("L") if kind == "grey" else image
+    image.save(path, "JPEG", **KINDS[kind], **options)
     return str(path)
 
 
 def make_sample(path, height=64, width=80, pristine=True):
     """The sample that the dataset makes with --if_padding --image_size height x width."""
-    picture = np.asarray(Image.open(path).convert("RGB"))[:height, :width]
+    pixels = np.asarray(Image.open(path).convert("RGB"))[:height, :width]
     image = np.zeros((height, width, 3), np.uint8)
-    image[:picture.shape[0], :picture.shape[1]] = picture
-    return {"image": image, "name": "as listed", "path": path, "shape": picture.shape[:2], "pristine": pristine}
+    image[:pixels.shape[0], :pixels.shape[1]] = pixels
+    return {"image": image, "name": "as listed", "path": path, "shape": pixels.shape[:2], "pristine": pristine}
 
 
 def decoded_luminance(path):
     """What libjpeg decodes the luminance of a file to, without colour conversion."""
-    picture = Image.open(path)
-    picture.draft("L", picture.size)
-    return np.asarray(picture)
+    image = Image.open(path)
+    image.draft("L", image.size)
+    return np.asarray(image)
 
 
 def inverse_dct(plane, table):
@@ -66,7 +65,7 @@ def inverse_dct(plane, table):
 
 @pytest.mark.parametrize("kind", ["420", "444", "422", "progressive", "gray"])
 def test_reads_what_jpegio_reads(tmp_path, kind):
-    path = tmp_path / "picture.bin"  # the content says that it is a JPEG, not the name
+    path = tmp_path / "image.bin"  # the content makes it a JPEG file, not the name
     path.write_bytes(STREAMS[f"{kind}/jpeg"].tobytes())
     plane, table = read_file(path)
     assert np.array_equal(plane, STREAMS[f"{kind}/coef"])
@@ -87,7 +86,7 @@ def test_coefficients_of_the_file_decode_to_its_pixels(tmp_path, kind, size):
     assert not sample["DCT_coef"][-(-height // 8) * 8:].any() and not sample["DCT_coef"][:, -(-width // 8) * 8:].any()
 
 
-def test_blocks_that_the_image_cuts_are_kept_whole(tmp_path):
+def test_blocks_that_the_crop_cuts_are_kept_whole(tmp_path):
     path = make_jpeg(tmp_path / "a.jpg", 90, 83)
     sample = make_sample(path, 60, 50)
     cat_net_post_func(sample)
@@ -95,13 +94,13 @@ def test_blocks_that_the_image_cuts_are_kept_whole(tmp_path):
 
 
 @pytest.mark.parametrize("name, pristine", [("a.png", True), ("a.jpg", False), ("subsampled.jpg", True)])
-def test_other_pictures_are_compressed_at_quality_100(tmp_path, monkeypatch, name, pristine):
+def test_other_images_are_compressed_at_quality_100(tmp_path, monkeypatch, name, pristine):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     path = make_jpeg(tmp_path / "a.jpg")
     if name == "a.png":
         Image.open(path).save(tmp_path / name)
-    if name == "subsampled.jpg":  # luminance at half the size of the chroma planes: not aligned with the picture
+    if name == "subsampled.jpg":  # luminance at half the size of the chroma planes: not aligned with the image
         jpeg = jpeglib.from_spatial(np.asarray(Image.open(path)))
         jpeg.samp_factor = [[1, 1], [2, 2], [2, 2]]
         jpeg.write_spatial(str(tmp_path / name))
@@ -111,17 +110,17 @@ def test_other_pictures_are_compressed_at_quality_100(tmp_path, monkeypatch, nam
     cat_net_post_func(sample)
     assert sample["DCT_from_file"] == 0 and (sample["qtables"] == 1).all()
     assert sample["DCT_coef"].shape == (64, 80) and not sample["DCT_coef"][:, 48:].any()
-    grey = sample["image"][:61, :45] @ (0.299, 0.587, 0.114)  # both streams get one picture, that of the compressed one
+    grey = sample["image"][:61, :45] @ (0.299, 0.587, 0.114)  # both streams get the compressed image
     assert np.abs(inverse_dct(sample["DCT_coef"], sample["qtables"])[:61, :45] - grey).max() < 1.5
     assert np.abs(sample["image"].astype(int) - before).max() <= 4 and not sample["image"][61:].any()
     assert np.array_equal(given, before)  # the caller may hold it for the next attack
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_imdlbenco_casts_the_normalised_picture_to_bytes():
-    picture = np.load(REFERENCE / "inputs128.npz")["image"][0, :64, :48]
-    assert np.array_equal(normalised_bytes(picture), STREAMS["post/uint8"])
-    sample = {"image": picture, "path": "not read", "shape": (40, 40), "pristine": True}
+def test_imdlbenco_casts_the_normalised_image_to_bytes():
+    image = np.load(REFERENCE / "inputs128.npz")["image"][0, :64, :48]
+    assert np.array_equal(normalised_bytes(image), STREAMS["post/uint8"])
+    sample = {"image": image, "path": "not read", "shape": (40, 40), "pristine": True}
     cat_net_post_func(sample, input_range="imdlbenco")
     assert np.array_equal(sample["DCT_coef"], STREAMS["post/coef"])
     assert np.array_equal(sample["qtables"], STREAMS["post/qtable"])
@@ -131,7 +130,7 @@ def test_imdlbenco_casts_the_normalised_picture_to_bytes():
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
 def test_damaged_file_is_named(tmp_path, kept):
     thumbnail = io.BytesIO()
-    make_jpeg(thumbnail, 16, 16)  # its end marker is not that of the picture
+    make_jpeg(thumbnail, 16, 16)  # its end marker is not that of the image
     path = make_jpeg(tmp_path / "cut.jpg", exif=b"Exif\0\0" + thumbnail.getvalue())
     content = (tmp_path / "cut.jpg").read_bytes()
     assert read_file(path) is not None
@@ -153,7 +152,7 @@ def test_missing_library_and_no_file_left_behind(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def model():
-    """With the weights of test_models.py: those that training starts from, N(0, 0.001), give a constant mask."""
+    """With the weights of test_models.py, as the random ones that training starts from give a constant mask."""
     model = Cat_Net()
     shapes, recipe = (json.loads((REFERENCE / "Cat_Net" / name).read_text()) for name in ("keys.json", "meta.json"))
     weights = {name: torch.from_numpy(x) for name, x in fill(shapes, **recipe["fill"]).items()}
@@ -173,8 +172,8 @@ def collate(samples):
 
 
 @torch.no_grad()
-def test_padding_counts_for_nothing(tmp_path, model):
-    """61x45 in an image of 64x48 with --if_padding is what the network itself pads an image of 61x45 to."""
+def test_padding_has_no_influence(tmp_path, model):
+    """61x45 padded to 64x48 by --if_padding gives what 61x45 gives, which the network itself pads to 64x48."""
     path = make_jpeg(tmp_path / "a.jpg")
     results = []
     for size in ((61, 45), (64, 48)):
@@ -201,7 +200,7 @@ def test_checkpoint_of_the_authors_loads(model):
 
 
 def test_weights_of_the_streams(tmp_path, model):
-    # one number seen in the shape of the tensor: small files
+    # one number expanded to the shape of each tensor: small files
     weights = {name: torch.full((), 3, dtype=x.dtype).expand(x.shape) for name, x in model.model.state_dict().items()}
     dct = {name: x for name, x in weights.items() if name.startswith("dc_")}
     merged = ("transition4", "stage5", "last_layer")
@@ -212,8 +211,5 @@ def test_weights_of_the_streams(tmp_path, model):
     loaded = Cat_Net(pretrained_rgb=str(tmp_path / "rgb.pth"), pretrained_dct=str(tmp_path / "dct.pth"))
     for name, x in loaded.model.state_dict().items():
         assert (x == 3).all() == (name in rgb or name in dct), name
-
-    (tmp_path / "text.pth").write_text("no weights")
-    for path in ("missing.pth", "text.pth", "dct.pth"):
-        with pytest.raises(UserError, match=f"--pretrained_rgb .*{path}"):
-            Cat_Net(pretrained_rgb=str(tmp_path / path))
+    with pytest.raises(UserError, match="--pretrained_rgb .*dct.pth: 1525 of 1830 tensors are missing, first conv1"):
+        Cat_Net(pretrained_rgb=str(tmp_path / "dct.pth"))

@@ -1,7 +1,5 @@
-"""`python data.py check`: every trap is planted once and found once. Run: pytest tests/test_check.py"""
+"""tools/check_data.py: every trap is planted once and found once. Run: python -m pytest tests/test_check.py"""
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,30 +9,25 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from prepare import main
-from registry import run
+from conftest import ROOT, run_here
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-COMMAND = [sys.executable, str(REPOSITORY / "data.py")]
-SIZE = 80, 112  # of the pictures here: height, width
+SIZE = 80, 112  # of the images here: height, width
 
 
 def run_check(folder, *arguments):
-    """Run the command in `folder`; returns (exit code, output, findings as a Counter of (kind, severity, names))."""
-    done = subprocess.run([*COMMAND, "check", *map(str, arguments)], cwd=folder, capture_output=True, text=True)
-    assert "Traceback" not in done.stderr, done.stderr
-    report = Path(folder, "report.json")
-    findings = json.loads(report.read_text())["findings"] if report.exists() else []
+    """Run the tool; returns (exit code, output, findings as a Counter of (kind, severity, names below `folder`))."""
+    done = run_here("tools/check_data.py", *arguments, "--output", folder / "report.json")
+    assert done.stderr == ""
     found = Counter()
-    for item in findings:
+    for item in json.loads((folder / "report.json").read_text())["findings"]:
         names = sorted(str(Path(folder, file).relative_to(folder)) for file in item["files"])
         found[item["kind"], item["severity"], tuple(names)] += 1
-    return done.returncode, done.stdout + done.stderr, found
+    return done.returncode, done.stdout, found
 
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Different pictures: the cells of scikit-learn's two photographs, plain and mirrored, but those of clear sky."""
+    """Different images: the cells of scikit-learn's two photographs, plain and mirrored, but those of clear sky."""
     height, width = SIZE
     cells = [np.ascontiguousarray(photograph[y:y + height, x:x + width][:, ::step])
             for step in (1, -1) for photograph in load_sample_images().images
@@ -68,12 +61,12 @@ def compress_and_resize(pixels, factor):
 
 def plant(root, photographs):
     """Write one JSON set, p.json, that holds each fault of a file or pair once; returns what check must find in it."""
-    pictures, pairs, expected = iter(photographs), [], Counter()
+    pixels, pairs, expected = iter(photographs), [], Counter()
 
-    def add(name, mask=None, picture=None, kinds=(), suffix=".png", mask_bytes=None, on_mask=False, negative=False,
+    def add(name, mask=None, image=None, kinds=(), suffix=".png", mask_bytes=None, on_mask=False, negative=False,
             **options):
         image_path, mask_path = f"p/{name}{suffix}", f"m/{name}_gt.png"
-        save(root / image_path, next(pictures) if picture is None else picture, **options)
+        save(root / image_path, next(pixels) if image is None else image, **options)
         if not negative:
             save(root / mask_path, rectangle() if mask is None else mask)
             if mask_bytes is not None:
@@ -131,31 +124,31 @@ def plant(root, photographs):
         pairs[-1][1] = f"m/{other}_gt.png"
         expected["names do not match", "fault", tuple(sorted(pairs[-1]))] += 1
 
-    twice = next(pictures)
+    twice = next(pixels)
     for name in ("twice_a", "twice_b"):
-        add(name, picture=twice)
+        add(name, image=twice)
     expected["duplicate", "remark", ("p/twice_a.png", "p/twice_b.png")] += 1
-    doubtful = next(pictures)
+    doubtful = next(pixels)
     for name, top in (("doubtful_a", 20), ("doubtful_b", 30)):
-        add(name, rectangle(top=top), picture=doubtful)
+        add(name, rectangle(top=top), image=doubtful)
     expected["duplicate with another mask", "fault", ("p/doubtful_a.png", "p/doubtful_b.png")] += 1
-    add("again", suffix=".jpg", quality=95, picture=next(pictures))
-    add("again_small", suffix=".jpg", picture=compress_and_resize(np.asarray(Image.open(root / "p/again.jpg")), 1.1),
+    add("again", suffix=".jpg", quality=95, image=next(pixels))
+    add("again_small", suffix=".jpg", image=compress_and_resize(np.asarray(Image.open(root / "p/again.jpg")), 1.1),
         mask=cv2.resize(rectangle(), (123, 88), interpolation=cv2.INTER_NEAREST), quality=95)
     expected["near duplicate", "remark", ("p/again.jpg", "p/again_small.jpg")] += 1
-    original = next(pictures)  # an original and two edited versions of it in one set are normal
-    add("original", picture=original, negative=True)
+    original = next(pixels)  # an original and two edited versions of it in one set are normal
+    add("original", image=original, negative=True)
     for name, left in (("edited_a", 10), ("edited_b", 70)):
         mask = rectangle(left=left)
-        add(name, mask, picture=np.where(mask[..., None] > 0, next(pictures), original))
+        add(name, mask, image=np.where(mask[..., None] > 0, next(pixels), original))
 
-    wide = np.concatenate([next(pictures), next(pictures)], axis=1)
-    add("wide", rectangle((80, 224)), picture=wide, kinds=[("cropped", "remark")])
-    add("wide_gone", rectangle((80, 224), left=180), picture=wide[::-1].copy(),
+    wide = np.concatenate([next(pixels), next(pixels)], axis=1)
+    add("wide", rectangle((80, 224)), image=wide, kinds=[("cropped", "remark")])
+    add("wide_gone", rectangle((80, 224), left=180), image=wide[::-1].copy(),
         kinds=[("tampering cropped away", "fault")])
 
     known = "published faulty file"
-    add("Tp_D_CNN_M_N_sec00011_cha00085_11227", suffix=".jpg", kinds=[(known, "remark")])  # mended: the sizes agree
+    add("Tp_D_CNN_M_N_sec00011_cha00085_11227", suffix=".jpg", kinds=[(known, "remark")])  # fixed: the sizes agree
     add("z14/00030_fake", rectangle((70, 112)), suffix=".jpg", kinds=[(known, "fault"), ("sizes differ", "fault")])
     # Tampered, but listed as authentic:
     add("Sp_D_NRN_A_cha0011_sec0011_0542", suffix=".jpg", negative=True, kinds=[(known, "fault")])
@@ -167,13 +160,13 @@ def plant(root, photographs):
     expected[known, "fault", ("m/41forged.tif",)] += 1
 
     (root / "p.json").write_text(json.dumps(pairs))
-    return expected, pictures
+    return expected, pixels
 
 
 def test_each_trap_is_found_and_nothing_else(tmp_path, photographs):
-    expected, pictures = plant(tmp_path, photographs)
+    expected, pixels = plant(tmp_path, photographs)
     for name in ("extra/Tp/a.png", "extra/Tp/b.png", "order/Tp/one.png", "order/Tp/two.png"):
-        save(tmp_path / name, next(pictures))
+        save(tmp_path / name, next(pixels))
     for name in ("extra/Gt/a_gt.png", "extra/Gt/c_gt.png", "order/Gt/first.png", "order/Gt/second.png"):
         save(tmp_path / name, rectangle())
     expected["unpaired file", "fault", ("extra/Tp/b.png",)] += 1
@@ -181,7 +174,7 @@ def test_each_trap_is_found_and_nothing_else(tmp_path, photographs):
     expected["paired by order", "fault", ("order/Gt/first.png", "order/Tp/one.png")] += 1
 
     code, output, found = run_check(tmp_path, tmp_path / "p.json", tmp_path / "extra", tmp_path / "order",
-                                    "--if_padding", "--image_size", 160, "--contact_sheet", "sheet.png")
+                                    "--if_padding", "--image_size", 160, "--contact_sheet", tmp_path / "sheet.png")
     assert found == expected
     assert code == 1
     faults = sum(count for (_, severity, _), count in expected.items() if severity == "fault")
@@ -211,11 +204,15 @@ def test_leaks_between_sets(tmp_path, photographs):
     (tmp_path / "b.json").write_text(json.dumps([["ManiDataset", "train"]]))
     code, output, found = run_check(tmp_path, tmp_path / "b.json")
     assert (code, found) == (0, Counter())
-    assert "replaces" in output and output.splitlines()[-1].startswith("OK: 12 pictures")
+    assert "replaces" in output and output.splitlines()[-1].startswith("OK: 12 images")
+
+    (tmp_path / "sets.json").write_text(json.dumps({"train": "train", "gone": "nowhere"}))
+    code, output, found = run_check(tmp_path, tmp_path / "sets.json")
+    assert (code, found) == (1, Counter({("unusable set", "fault", ("sets.json",)): 1}))
 
 
 def test_real_known_bad_names(tmp_path, photographs):
-    published = json.loads((REPOSITORY / "runs/known_bad.json").read_text())
+    published = json.loads((ROOT / "runs/known_bad.json").read_text())
     names = [entry["name"] for part in published.values() for entry in part]
     save(tmp_path / "set/tiny.png", photographs[0])
     for name in names:
@@ -225,15 +222,12 @@ def test_real_known_bad_names(tmp_path, photographs):
     code, output, found = run_check(tmp_path, tmp_path / "set")
     recognised = {files for kind, _, files in found if kind == "published faulty file"}
     assert recognised == {(f"set/{name}",) for name in names}
-    assert code == 0  # in a plain folder nothing shows that these copies are not mended
+    assert code == 0  # in a plain folder nothing shows that these copies are not fixed
 
 
 @pytest.mark.parametrize("content", [None, "{", "[[1, 2]]"])
-def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, content):
+def test_bad_input_is_one_sentence(tmp_path, content):
     if content:
         (tmp_path / "set.json").write_text(content)
-    monkeypatch.setattr(sys, "argv", ["data.py", "check", str(tmp_path / "set.json")])
-    with pytest.raises(SystemExit) as stop:
-        run(main)
-    error = capsys.readouterr().err
-    assert stop.value.code == 1 and error.count("\n") == 1 and "set.json" in error
+    done = run_here("tools/check_data.py", tmp_path / "set.json")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "set.json" in done.stderr

@@ -4,29 +4,30 @@ import os
 import shutil
 from collections import Counter
 
-import albumentations as albu
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import make_pictures
+from conftest import make_images
 from PIL import Image, ImageOps
 
 import data
+import transforms  # before albumentations, which it keeps from asking the network for news
+import albumentations as albu
 from registry import UserError
 
 CPU = torch.device("cpu")
-SIZE = 100  # larger than some sides of the fixture's pictures, smaller than others
+SIZE = 100  # larger than some sides of the fixture's images, smaller than others
 
 
-def load(dataset, indices=None, padding=False):
-    """Return the batch of these pictures (default: all) as models receive it."""
+def load(dataset, indices=None):
+    """Return the batch of these images (default: all) as models receive it."""
     indices = range(len(dataset)) if indices is None else indices
-    return data.to_device(data.collate([dataset[i] for i in indices]), CPU, padding)
+    return data.to_device(data.collate([dataset[i] for i in indices]), CPU)
 
 
 def write_list(path, count, sets=None):
-    """Write a JSON of `count` pairs that share one picture; returns its path."""
+    """Write a JSON of `count` pairs that share one image; returns its path."""
     cv2.imwrite(str(path.parent / "one.png"), np.zeros((4, 4, 3), np.uint8))
     path.write_text(json.dumps([["one.png", "Negative"]] * count))
     return path
@@ -53,11 +54,11 @@ def union(ranks):
 
 
 @pytest.mark.parametrize("padding, edge", [(True, None), (False, 7)])
-def test_batch_has_the_keys_shapes_and_types_of_the_model_interface(pictures, padding, edge):
-    dataset = data.JsonDataset(pictures / "set.json", SIZE, padding=padding, edge_mask_width=edge)
-    batch, count = load(dataset, padding=padding), len(dataset)
+def test_batch_has_the_keys_shapes_and_types_of_the_model_interface(images, padding, edge):
+    dataset = data.JsonDataset(images / "set.json", SIZE, padding=padding, edge_mask_width=edge)
+    batch, count = load(dataset), len(dataset)
     maps = {"mask", *(["edge_mask"] if edge else []), *(["shape_mask"] if padding else [])}
-    assert set(batch) == {"image", "label", "shape", "original_shape", "origin_shape", "name", "index"} | maps
+    assert set(batch) == {"image", "label", "shape", "original_shape", "origin_shape", "name"} | maps
     assert batch["image"].shape == (count, 3, SIZE, SIZE)
     assert batch["image"].dtype == torch.float32 and batch["image"].is_contiguous()
     for key in maps:
@@ -65,8 +66,8 @@ def test_batch_has_the_keys_shapes_and_types_of_the_model_interface(pictures, pa
         assert set(batch[key].unique().tolist()) == {0, 1}
     for key in ("shape", "original_shape", "origin_shape"):
         assert batch[key].shape == (count, 2) and batch[key].dtype == torch.int64
-    assert batch["label"].dtype == batch["index"].dtype == torch.int64 and batch["label"].tolist() == [1] * 9 + [0] * 2
-    assert batch["name"] == [pair[0] for pair in json.loads((pictures / "set.json").read_text())]
+    assert batch["label"].dtype == torch.int64 and batch["label"].tolist() == [1] * 9 + [0] * 2
+    assert batch["name"] == [pair[0] for pair in json.loads((images / "set.json").read_text())]
     sizes = [[96, 128], [128, 96], [80, 80]] * 3 + [[96, 128], [128, 96]]
     assert batch["original_shape"].tolist() == batch["origin_shape"].tolist() == sizes
     valid = [[min(side, SIZE) for side in size] for size in sizes] if padding else [[SIZE, SIZE]] * count
@@ -77,13 +78,13 @@ def test_batch_has_the_keys_shapes_and_types_of_the_model_interface(pictures, pa
 
 
 @pytest.mark.parametrize("padding", [True, False])
-def test_values_are_those_of_albumentations(pictures, padding):
+def test_values_are_those_of_albumentations(images, padding):
     fitting = [albu.Resize(SIZE, SIZE)]
     if padding:
         fitting = [albu.PadIfNeeded(SIZE, SIZE, position="top_left"), albu.Crop(0, 0, SIZE, SIZE)]
     pipeline = albu.Compose([*fitting, albu.Normalize()])
-    dataset = data.ManiDataset(pictures, SIZE, padding=padding)
-    batch = load(dataset, padding=padding)
+    dataset = data.ManiDataset(images, SIZE, padding=padding)
+    batch = load(dataset)
     for image, mask, name in zip(batch["image"], batch["mask"], batch["name"]):
         mask_name = name.replace("Tp", "Gt").replace(".png", "_gt.png")
         truth = np.asarray(Image.open(mask_name).convert("RGB")).mean(axis=2) > 127.5
@@ -95,30 +96,30 @@ def test_values_are_those_of_albumentations(pictures, padding):
 
 
 @pytest.mark.parametrize("width", [1, 4, 7])
-def test_edge_mask_is_what_dilation_adds_and_erosion_takes(pictures, width):
-    batch = load(data.ManiDataset(pictures, SIZE, padding=True, edge_mask_width=width))
+def test_edge_mask_is_what_dilation_adds_and_erosion_takes(images, width):
+    batch = load(data.ManiDataset(images, SIZE, padding=True, edge_mask_width=width))
     kernel = cv2.getStructuringElement(cv2.MORPH_CROSS, (width, width))
     for mask, band in zip(batch["mask"][:, 0].numpy(), batch["edge_mask"][:, 0].numpy()):
         assert np.array_equal(band, cv2.dilate(mask, kernel) - cv2.erode(mask, kernel))
         assert (band.sum() > 0) == (width > 1)
 
 
-def test_augmented_sizes_and_labels(pictures):
-    dataset = data.JsonDataset(pictures / "set.json", SIZE, transform=albu.Compose([albu.Resize(50, 70)]))
+def test_augmented_sizes_and_labels(images):
+    dataset = data.JsonDataset(images / "set.json", SIZE, transform=albu.Compose([albu.Resize(50, 70)]))
     batch = load(dataset)
     assert batch["origin_shape"].tolist() == [[50, 70]] * 11 and batch["original_shape"][0].tolist() == [96, 128]
     assert batch["label"].tolist() == [1] * 9 + [0] * 2
-    dataset.transform = albu.Compose([data.RandomCopyMove(p=1)])  # tampers with authentic pictures too
+    dataset.transform = albu.Compose([transforms.RandomCopyMove(p=1)])  # tampers with authentic images too
     batch = load(dataset)
     assert batch["label"].tolist() == [1] * 11 and batch["mask"].amax(dim=(1, 2, 3)).tolist() == [1] * 11
 
 
-def test_larger_pictures_are_cropped_and_that_is_said_once(pictures, capfd):
-    dataset = data.ManiDataset(pictures, 90, padding=True)
-    for _ in data.eval_loader(dataset, 2, 2, False):
-        pass
-    load(dataset)
-    assert capfd.readouterr().out.count("more than --image_size 90") == 1
+def test_larger_images_are_cropped_and_that_is_said_at_opening(images):
+    assert "; 6 larger than 90x90 are cropped" in data.ManiDataset(images, 90, padding=True).describe()
+    unread = data.ManiDataset(images, 90, padding=True, fingerprint=False)
+    assert "; those larger than 90x90 are cropped" in unread.describe()
+    assert "cropped" not in data.ManiDataset(images, 128, padding=True).describe() + data.ManiDataset(images).describe()
+    assert load(unread)["shape"].amax(dim=0).tolist() == [90, 90]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,28 +127,28 @@ def test_larger_pictures_are_cropped_and_that_is_said_once(pictures, capfd):
 
 
 def mask_files():
-    """Return {file name: PIL picture or uint16 array}: one mask in every form that sets come in."""
+    """Return {file name: PIL image or uint16 array}: one mask in every form that sets come in."""
     rng = np.random.default_rng(0)
     grey, rgb = rng.integers(100, 156, (31, 37)).astype(np.uint8), rng.integers(90, 170, (31, 37, 3)).astype(np.uint8)
     rgb[0, :2] = (255, 127, 1), (255, 126, 1)  # a mean just above 127.5 and one just below
     coarse = cv2.resize(rng.integers(0, 256, (5, 6, 3)).astype(np.uint8), (37, 31))
-    picture = Image.fromarray
-    return {"grey.png": picture(grey), "rgb.png": picture(rgb), "rgba.png": picture(np.dstack([rgb, 255 - grey])),
-            "grey_alpha.png": picture(np.dstack([grey, 255 - grey])), "palette.png": picture(rgb).quantize(64),
-            "bits.png": picture(grey).convert("1"), "grey.jpg": picture(coarse[..., 0]),
-            "rgb.jpg": picture(coarse), "rgb.bmp": picture(rgb), "bits.tif": picture(grey).convert("1"),
-            "palette.tif": picture(rgb).quantize(64), "rgb.webp": picture(rgb),
-            "rgba.tif": picture(np.dstack([rgb, 255 - grey])),
+    image = Image.fromarray
+    return {"grey.png": image(grey), "rgb.png": image(rgb), "rgba.png": image(np.dstack([rgb, 255 - grey])),
+            "grey_alpha.png": image(np.dstack([grey, 255 - grey])), "palette.png": image(rgb).quantize(64),
+            "bits.png": image(grey).convert("1"), "grey.jpg": image(coarse[..., 0]),
+            "rgb.jpg": image(coarse), "rgb.bmp": image(rgb), "bits.tif": image(grey).convert("1"),
+            "palette.tif": image(rgb).quantize(64), "rgb.webp": image(rgb),
+            "rgba.tif": image(np.dstack([rgb, 255 - grey])),
             "16.png": rng.integers(32000, 33500, (31, 37)).astype(np.uint16)}
 
 
-@pytest.mark.parametrize("name, picture", mask_files().items())
-def test_pictures_are_what_pil_reads_and_masks_where_the_mean_of_the_channels_is_above_half(tmp_path, name, picture):
-    if isinstance(picture, np.ndarray):
-        cv2.imwrite(str(tmp_path / name), picture)
-        expected = picture / 257 > 127.5
+@pytest.mark.parametrize("name, image", mask_files().items())
+def test_images_are_what_pil_reads_and_masks_where_the_mean_of_the_channels_is_above_half(tmp_path, name, image):
+    if isinstance(image, np.ndarray):
+        cv2.imwrite(str(tmp_path / name), image)
+        expected = image / 257 > 127.5
     else:
-        picture.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+        image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
         pixels = np.asarray(Image.open(tmp_path / name).convert("RGB"))
         expected = pixels.mean(axis=2) > 127.5
         assert np.array_equal(data.read_image(tmp_path / name), pixels)
@@ -182,12 +183,12 @@ def test_exif_orientation_is_applied_where_the_mask_wants_it(tmp_path, orientati
 @pytest.mark.parametrize("fault", ["empty", "truncated jpeg", "truncated png", "text", "other size"])
 @pytest.mark.parametrize("file", ["Tp/p000.png", "Gt/p000_gt.png"])
 def test_faulty_files_are_named_at_the_start_and_while_reading(tmp_path, fault, file):
-    make_pictures(tmp_path, 2)
+    make_images(tmp_path, 2)
     pixels = cv2.imread(str(tmp_path / file))
     pixels = pixels[1:] if fault == "other size" else pixels
     content = cv2.imencode(".jpg" if "jpeg" in fault else ".png", pixels)[1].tobytes()
     content = content[:-100] if "truncated" in fault else content
-    (tmp_path / file).write_bytes({"empty": b"", "text": b"no picture"}.get(fault, content))
+    (tmp_path / file).write_bytes({"empty": b"", "text": b"no image"}.get(fault, content))
     with pytest.raises(UserError, match=file):
         data.ManiDataset(tmp_path)
     with pytest.raises(UserError, match=file):
@@ -199,7 +200,7 @@ def test_faulty_files_are_named_at_the_start_and_while_reading(tmp_path, fault, 
 
 
 def touch(folder, *names):
-    """Write a tiny picture under each name."""
+    """Write a tiny image under each name."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / name), np.zeros((4, 4), np.uint8))
@@ -208,24 +209,24 @@ def touch(folder, *names):
 def test_pairs_follow_names_and_not_the_order(tmp_path, capsys):
     touch(tmp_path, "Tp/a1.png", "Tp/a10.PNG", "Tp/a2.jpg", "Tp/sub/b.v1.png", "Tp/gt.png",
           "Gt/a1_gt.png", "Gt/a10_mask.png", "Gt/a2_edgemask.png", "Gt/sub/b.v1.png", "Gt/gt_gt.png")
-    names, images, masks = data.find_pairs(str(tmp_path))
+    names, images, masks = data.ManiDataset.find(str(tmp_path))
     assert {os.path.basename(image): os.path.basename(mask) for image, mask in zip(images, masks)} == {
         "a1.png": "a1_gt.png", "a10.PNG": "a10_mask.png", "a2.jpg": "a2_edgemask.png", "b.v1.png": "b.v1.png",
         "gt.png": "gt_gt.png"}
     touch(tmp_path, "Tp/extra.png", "Gt/lone_gt.png")
     with pytest.raises(UserError, match=r"extra\.png.*lone_gt\.png"):
-        data.find_pairs(str(tmp_path))
+        data.ManiDataset.find(str(tmp_path))
     assert capsys.readouterr().out == ""
 
 
 def test_without_any_common_name_the_order_decides_with_a_warning(tmp_path, capsys):
     touch(tmp_path, "Tp/x1.png", "Tp/x2.png", "Gt/m1.png", "Gt/m2.png")
-    _, images, masks = data.find_pairs(str(tmp_path))
+    _, images, masks = data.ManiDataset.find(str(tmp_path))
     assert [os.path.basename(mask) for mask in masks] == ["m1.png", "m2.png"] and images[0].endswith("x1.png")
     assert "warning" in capsys.readouterr().out
     touch(tmp_path, "Gt/m3.png")
     with pytest.raises(UserError, match="m3"):
-        data.find_pairs(str(tmp_path))
+        data.ManiDataset.find(str(tmp_path))
 
 
 def test_relative_paths_are_taken_from_the_json_then_from_the_working_directory(tmp_path, monkeypatch):
@@ -234,20 +235,20 @@ def test_relative_paths_are_taken_from_the_json_then_from_the_working_directory(
     absolute = str(tmp_path / "absolute.png")
     path.write_text(json.dumps([["near.png", "Negative"], ["far.png", "Negative"], [absolute, "far.png"]]))
     monkeypatch.chdir(tmp_path / "work")
-    names, images, masks = data.find_pairs(str(path))
+    names, images, masks = data.JsonDataset.find(str(path))
     assert names == ["near.png", "far.png", absolute]
     for image, file in zip(images, ("sets/near.png", "work/far.png", "absolute.png"), strict=True):
         assert os.path.samefile(image, tmp_path / file)
     assert masks[:2] == ["", ""] and os.path.samefile(masks[2], "far.png")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"2 files.*far\.png"):
-        data.find_pairs(str(path))
+        data.JsonDataset.find(str(path))
 
 
 @pytest.mark.parametrize("content, message", [
     ("[", "not valid JSON"), ("[]", "is empty"), ("3", "no list"), ('[["a"]]', "item 0"),
-    ('["a.png"]', "item 0"), ('[["a.png", "b.png"], ["a.png", 3]]', "item 1"), ('{"a": 1}', "'a' is no path"),
-    ('[["ManiDataset", "x"], ["a.png", "b.png"]]', "another kind"), ('[["a.png", "b.png"]]', r"a\.png, .*b\.png"),
+    ('["a.png"]', "item 0"), ('[["a.png", "b.png"], ["a.png", 3]]', "item 1"),
+    ('[["a.png", "b.png"], ["ManiDataset", "x"]]', "item 1 is .*, not an image"), ('[["a.png", "b.png"]]', "2 files"),
     ('[["ManiDataset", "x"]]', "BalancedDataset, which can't be used here"), ('{"a": "b"}', "several sets"),
 ])
 def test_a_wrong_json_says_what_is_wrong(tmp_path, content, message):
@@ -256,15 +257,18 @@ def test_a_wrong_json_says_what_is_wrong(tmp_path, content, message):
         data.open_dataset(str(tmp_path / "set.json"), "--data_path")
 
 
-def test_a_path_decides_the_kind(pictures, tmp_path):
-    (tmp_path / "several.json").write_text(json.dumps({"folder": str(pictures), "list": str(pictures / "set.json")}))
+def test_a_path_decides_the_kind(images, tmp_path):
+    (tmp_path / "several.json").write_text(json.dumps({"folder": str(images), "list": str(images / "set.json")}))
     sets = data.open_sets(str(tmp_path / "several.json"), "--test_data_path")
     assert [(name, type(each).__name__, len(each), each.num_tampered) for name, each in sets.items()] == [
         ("folder", "ManiDataset", 9, 9), ("list", "JsonDataset", 11, 9)]
-    folder = data.open_dataset(str(pictures / "Au"), "--data_path", allowed=("FolderDataset",), image_size=SIZE)
+    (tmp_path / "wrong.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="--test_data_path: .*'a' is no path"):
+        data.open_sets(str(tmp_path / "wrong.json"), "--test_data_path")
+    folder = data.open_dataset(str(images / "Au"), "--data_path", allowed=("FolderDataset",), image_size=SIZE)
     assert len(folder) == 2 and load(folder)["label"].tolist() == [0, 0] and load(folder)["mask"].max() == 0
     with pytest.raises(UserError, match="without Tp/ and Gt/"):
-        data.open_dataset(str(pictures / "Au"), "--data_path")
+        data.open_dataset(str(images / "Au"), "--data_path")
     (tmp_path / "Tp").mkdir()
     with pytest.raises(UserError, match="no Gt/"):
         data.open_dataset(str(tmp_path), "--data_path")
@@ -274,7 +278,7 @@ def test_a_path_decides_the_kind(pictures, tmp_path):
 # Order, ranks, seeds
 
 
-def test_each_picture_once_per_epoch_over_all_ranks(tmp_path):
+def test_each_image_once_per_epoch_over_all_ranks(tmp_path):
     for count in (1, 2, 7, 30):
         dataset = data.JsonDataset(write_list(tmp_path / "set.json", count), fingerprint=False)
         for world_size in (1, 2, 3, 5):
@@ -285,7 +289,8 @@ def test_each_picture_once_per_epoch_over_all_ranks(tmp_path):
                 assert 1 <= min(sizes) and max(sizes) <= min(batch_size, min(sizes) + 1)
                 seen, slots = union(ranks), world_size * len(ranks[0])
                 assert set(seen) == set(range(count)) and sum(seen.values()) == max(count, slots)
-                batches = [list(data.EvalBatches(count, batch_size, rank, world_size)) for rank in range(world_size)]
+                batches = [list(data.eval_loader(dataset, batch_size, 0, False, rank, world_size).batch_sampler)
+                           for rank in range(world_size)]
                 assert union(batches) == Counter(range(count))
                 assert all(len(batch) <= batch_size for rank in batches for batch in rank)
     assert visits(dataset, 0) == visits(dataset, 0)
@@ -313,25 +318,25 @@ def test_balanced_dataset_draws_the_same_multiset_for_any_number_of_processes(tm
     assert len(covered) >= 99
 
 
-def test_balanced_dataset_reads_its_members(pictures, tmp_path):
-    members = [["ManiDataset", str(pictures)], ["JsonDataset", str(pictures / "set.json")]]
+def test_balanced_dataset_reads_its_members(images, tmp_path):
+    members = [["ManiDataset", str(images)], ["JsonDataset", str(images / "set.json")]]
     (tmp_path / "all.json").write_text(json.dumps(members))
     dataset = data.BalancedDataset(str(tmp_path / "all.json"), sample_number=4, image_size=SIZE)
-    assert len(dataset) == 8 and "20 pictures, 18 tampered, 2 authentic" in dataset.describe()
+    assert len(dataset) == 8 and "20 images, 18 tampered, 2 authentic" in dataset.describe()
     assert "8 drawn per epoch" in dataset.describe()
     labels = {dataset[index]["label"].item() for index in union(visits(dataset, 0))}
     assert labels <= {0, 1} and dataset[19]["label"] == 0
-    (tmp_path / "all.json").write_text(json.dumps([["JsonDataset", str(pictures)]]))
+    (tmp_path / "all.json").write_text(json.dumps([["JsonDataset", str(images)]]))
     with pytest.raises(UserError, match="it is a ManiDataset"):
         data.BalancedDataset(str(tmp_path / "all.json"))
 
 
-def test_augmentation_depends_on_seed_epoch_and_picture_only(pictures, tmp_path):
+def test_augmentation_depends_on_seed_epoch_and_image_only(images, tmp_path):
     from train import train_transform
 
     def epochs(workers, persistent=False, rank=0, world_size=1, seed=42, batch_size=2):
-        """Return {(epoch, index): augmented picture} of two epochs."""
-        dataset, seen = data.ManiDataset(pictures, 64, transform=train_transform(), seed=seed, fingerprint=False), {}
+        """Return {(epoch, index): augmented image} of two epochs."""
+        dataset, seen = data.ManiDataset(images, 64, transform=train_transform(), seed=seed, fingerprint=False), {}
         batches = data.TrainBatches(dataset, batch_size, seed, rank, world_size)
         loader = data.make_loader(dataset, batches, workers, False, persistent=persistent)
         for epoch in (0, 1):
@@ -351,8 +356,8 @@ def test_augmentation_depends_on_seed_epoch_and_picture_only(pictures, tmp_path)
     ranks = [epochs(0, rank=rank, world_size=2) for rank in (0, 1)]
     assert ranks[0].keys() | ranks[1].keys() == expected.keys() and all(agree(expected, seen) for seen in ranks)
     assert not agree(expected, epochs(0, seed=1))
-    picture = str(pictures / "Tp" / "p000.png")
-    (tmp_path / "twins.json").write_text(json.dumps([[picture, "Negative"]] * 2))
+    image = str(images / "Tp" / "p000.png")
+    (tmp_path / "twins.json").write_text(json.dumps([[image, "Negative"]] * 2))
     twins = data.JsonDataset(tmp_path / "twins.json", 64, transform=train_transform(), fingerprint=False)
     assert not np.array_equal(twins[0]["image"], twins[1]["image"])
 
@@ -361,7 +366,7 @@ def test_augmentation_depends_on_seed_epoch_and_picture_only(pictures, tmp_path)
 # Post functions and attacks
 
 
-def test_post_function_sees_bytes_path_and_whether_the_pixels_are_the_files(pictures):
+def test_post_function_sees_bytes_path_and_whether_the_pixels_are_the_files(images):
     seen = []
 
     def post_func(sample):
@@ -375,7 +380,7 @@ def test_post_function_sees_bytes_path_and_whether_the_pixels_are_the_files(pict
 
     def flags(**options):
         seen.clear()
-        batch = load(data.JsonDataset(pictures / "set.json", post_func=post_func, fingerprint=False, **options), [0, 2])
+        batch = load(data.JsonDataset(images / "set.json", post_func=post_func, fingerprint=False, **options), [0, 2])
         assert batch["table"].shape == (2, 2, 8, 8) and batch["table"].dtype == torch.int64
         assert batch["number"].tolist() == [5, 5] and not {"path", "pristine"} & set(batch)
         return [pristine for pristine, _ in seen]
@@ -384,14 +389,15 @@ def test_post_function_sees_bytes_path_and_whether_the_pixels_are_the_files(pict
     assert flags(image_size=80) == [False, True]  # the second has that size
     assert flags(image_size=SIZE, padding=True, transform=albu.Compose([albu.HorizontalFlip(p=1)])) == [False, False]
     seen.clear()
-    attacks = list(data.GaussianBlurWrapper([0, 3]))
-    dataset = data.ManiDataset(pictures, SIZE, padding=True, post_func=post_func, attacks=attacks, fingerprint=False)
+    attacks = list(transforms.GaussianBlurWrapper([0, 3]))
+    dataset = data.ManiDataset(images, SIZE, padding=True, post_func=post_func, attacks=attacks, fingerprint=False)
     batches = data.collate([dataset[0], dataset[2]])
     assert [pristine for pristine, _ in seen] == [True, False] * 2
-    plain = data.ManiDataset(pictures, SIZE, padding=True, fingerprint=False)[0]["image"]
+    plain = data.ManiDataset(images, SIZE, padding=True, fingerprint=False)[0]["image"]
     assert torch.equal(batches[0]["image"][0], torch.from_numpy(plain))
-    blurred = cv2.GaussianBlur(np.asarray(Image.open(plain_path := dataset.images[0])), (3, 3), 0)
-    assert plain_path.endswith("p000.png") and np.array_equal(batches[1]["image"][0, :96, :100], blurred[:, :100])
+    path = os.fsdecode(dataset.images[0])
+    blurred = cv2.GaussianBlur(np.asarray(Image.open(path)), (3, 3), 0)
+    assert path.endswith("p000.png") and np.array_equal(batches[1]["image"][0, :96, :100], blurred[:, :100])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -399,7 +405,7 @@ def test_post_function_sees_bytes_path_and_whether_the_pixels_are_the_files(pict
 
 
 def test_fingerprint_is_of_names_and_contents_wherever_they_lie(tmp_path):
-    original = make_pictures(tmp_path / "original", 3, authentic=1)
+    original = make_images(tmp_path / "original", 3, authentic=1)
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(original, copy)
     first = data.JsonDataset(original / "set.json").fingerprint
@@ -408,7 +414,7 @@ def test_fingerprint_is_of_names_and_contents_wherever_they_lie(tmp_path):
     changed = bytearray((copy / "Au/p003.png").read_bytes())
     changed[-20] ^= 1  # in the checksum of the last pixels
     (copy / "Au/p003.png").write_bytes(changed)
-    with pytest.raises(UserError, match="p003.png is no picture that can be read"):
+    with pytest.raises(UserError, match="p003.png is no image that can be read"):
         data.JsonDataset(copy / "set.json")
     pixels = cv2.imread(str(original / "Au/p003.png"))
     pixels[0, 0, 0] ^= 1
@@ -418,9 +424,9 @@ def test_fingerprint_is_of_names_and_contents_wherever_they_lie(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.tif", "x.bmp", "x.png", "x.jpg"])
 def test_truncated_files_are_found_before_training(tmp_path, name):
-    make_pictures(tmp_path, 2)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8))
-    picture.save(tmp_path / "Au" / name)
+    make_images(tmp_path, 2)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8))
+    image.save(tmp_path / "Au" / name)
     (tmp_path / "one.json").write_text(json.dumps([[f"Au/{name}", "Negative"]]))
     data.JsonDataset(tmp_path / "one.json")
     content = (tmp_path / "Au" / name).read_bytes()
@@ -432,21 +438,21 @@ def test_truncated_files_are_found_before_training(tmp_path, name):
 @pytest.mark.parametrize(("content", "words"), [
     ([["ManiDatset", "a"]], "Did you mean 'ManiDataset'"), ([["Tp/p000.png", "negative"]], "Did you mean 'Negative'")])
 def test_an_error_says_what_a_json_nearly_was(tmp_path, content, words):
-    make_pictures(tmp_path, 1)
+    make_images(tmp_path, 1)
     (tmp_path / "near.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=words):
         data.open_dataset(tmp_path / "near.json", "--data_path")
 
 
 def test_an_error_says_what_a_folder_nearly_was(tmp_path):
-    make_pictures(tmp_path / "deep" / "set", 1)
+    make_images(tmp_path / "deep" / "set", 1)
     for wrong in ("deep", "deep/set/Tp"):
         with pytest.raises(UserError, match="did you mean .*set.?"):
             data.open_dataset(tmp_path / wrong, "--data_path")
 
 
-def test_a_renamed_picture_has_another_fingerprint(tmp_path):
-    original, copy = make_pictures(tmp_path / "original", 3, authentic=1), tmp_path / "copy"
+def test_a_renamed_image_has_another_fingerprint(tmp_path):
+    original, copy = make_images(tmp_path / "original", 3, authentic=1), tmp_path / "copy"
     shutil.copytree(original, copy)
     first = data.JsonDataset(original / "set.json").fingerprint
     shutil.copy(original / "Au/p003.png", copy / "Au/renamed.png")
@@ -455,7 +461,7 @@ def test_a_renamed_picture_has_another_fingerprint(tmp_path):
 
 
 def test_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch, capsys):
-    folder, read, scan_file = make_pictures(tmp_path, 3), [], data.scan_file
+    folder, read, scan_file = make_images(tmp_path, 3), [], data.scan_file
     monkeypatch.setattr(data, "scan_file", lambda path: read.append(os.path.basename(path)) or scan_file(path))
 
     def opened(path=folder):
@@ -485,7 +491,45 @@ def test_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch, c
     assert opened() == opened() == first and "can't be written" in capsys.readouterr().out
 
 
-def test_packed_strings_hold_any_path():
-    names = ["a/b.png", "", "ü ñ/日本.png", os.fsdecode(b"\xff\xfe.png"), "x" * 5000]
-    packed = data.PackedStrings(names)
-    assert [packed[i] for i in range(len(packed))] == names and len(data.PackedStrings([])) == 0
+def test_lists_of_paths_hold_any_path(tmp_path, monkeypatch):
+    names = ["a/b.png", "ü ñ/日本.png", os.fsdecode(b"\xff\xfe.png"), "x" * 5000]
+    monkeypatch.setattr(data.FolderDataset, "find", lambda self, path: (names, names, [""] * len(names)))
+    dataset = data.FolderDataset(tmp_path, fingerprint=False)
+    assert list(map(os.fsdecode, dataset.images)) == names and list(map(os.fsdecode, dataset.masks)) == [""] * 4
+
+
+def test_calling_a_class_means_that_class(images):
+    """A folder with Tp/ and Gt/ is a plain folder of images too, where the name of the class says so."""
+    folder = data.FolderDataset(images, fingerprint=False)
+    assert len(folder) == 9 + 9 + 2 and folder.num_tampered == 0
+    with pytest.raises(UserError, match="item 0 is .*, not a dataset"):
+        data.BalancedDataset(images / "set.json")
+    with pytest.raises(UserError, match="can't be read"):
+        data.JsonDataset(images)
+
+
+def test_image_files_one_by_one(images, tmp_path):
+    paths = [str(images / "Tp/p000.png"), str(images / "Au/p009.png")]
+    dataset = data.FilesDataset(paths, image_size=SIZE)
+    assert load(dataset)["name"] == paths and "2 images, unlabelled" in dataset.describe()
+    assert not list((images / "Tp").glob(".*"))  # no cache among a user's photos
+    for wrong in (str(tmp_path / "gone.png"), str(images / "set.json")):
+        with pytest.raises(UserError, match=f"{wrong}: no such image"):
+            data.FilesDataset([*paths, wrong])
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+def test_completeness_of_jpeg_and_png(extension):
+    """Bytes after the end are allowed; a thumbnail's own end marker in the header doesn't count."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 70, 3)).astype(np.uint8)
+    content = cv2.imencode(extension, pixels)[1].tobytes()
+    if extension == ".jpg":
+        thumbnail = content
+        content = content[:2] + b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail + content[2:]
+
+    def complete(content):
+        return data.is_complete(np.frombuffer(content, np.uint8))
+
+    assert complete(content) and complete(content + b"\0" * 9) and complete(content + b"more" * 99)
+    assert not any(complete(content[:length]) for length in (50, len(content) // 2, len(content) - 20))
+    assert complete(b"BM" + content)

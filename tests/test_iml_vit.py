@@ -1,23 +1,21 @@
-"""IML_ViT where the published numbers do not reach: other image sizes than it was built for, and MAE weights.
+"""IML_ViT beyond the published numbers: other image sizes than it was built for, and MAE weights.
 
     pytest tests/test_iml_vit.py
 """
-
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-
-from models.iml_vit import IML_ViT, Attention
+from models.iml_vit import Attention, IML_ViT
 from registry import UserError
 
 SMALL = {"input_size": 64, "embed_dim": 48, "fpn_channels": 8}
 
 
 def resized_row(table, side):
-    """The table of offsets at 2*side-1 entries, by hand: linear, half-pixel centres, ends repeated."""
+    """The table of offsets resized to 2*side-1 entries by hand: linear, half-pixel centres, ends repeated."""
     count, old = 2 * side - 1, len(table)
     at = np.clip((np.arange(count) + 0.5) * old / count - 0.5, 0, None)
     low = np.floor(at).astype(int)
@@ -27,7 +25,7 @@ def resized_row(table, side):
 
 @pytest.mark.parametrize("h, w", [(5, 5), (3, 7)])
 def test_attention_follows_the_formula_at_any_grid(h, w):
-    """Against the matrix of all logits, written out; 5 is the side the tables are made for."""
+    """Compared with the matrix of all logits; 5 is the side that the tables are made for."""
     torch.manual_seed(0)
     attention, d = Attention(48, 5).double(), 4
     for table in (attention.rel_pos_h, attention.rel_pos_w):
@@ -67,7 +65,7 @@ def test_incomplete_patches_are_padded_and_cropped():
 
 
 def test_eps_of_the_norms():
-    """Too small a change for the case to see."""
+    """Another eps would be too small a change for the published numbers to show."""
     assert {m.eps for m in IML_ViT(**SMALL).modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-6}
 
 

@@ -1,29 +1,22 @@
-"""`python data.py pairs`: pairing by name and the recipes for public sets. Run: pytest tests/test_pairs.py"""
+"""tools/make_pairs.py: pairing by name and the recipes for public sets. Run: python -m pytest tests/test_pairs.py"""
 import json
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-REPO = Path(__file__).resolve().parent.parent
-
-from prepare import RECIPES, list_pictures, pair_by_name, run_pairs
+from conftest import run_here, run_script
+from data import list_images, pair_by_name
 from registry import UserError
 
-COMMAND = [sys.executable, "data.py"]
-FLAGS = ("image_root", "mask_root", "authentic_root", "recipe", "root", "mask_output", "tampered_only", "output",
-         "skip_unpaired", "overwrite")
 AREA = np.zeros((12, 16), bool)  # the tampered region of every mask
 AREA[3:9, 2:7] = True
 
 
 def write(path, pixels=None):
-    """Write a picture (gray by default), whatever the case of its extension."""
+    """Write an image (grey by default), whatever the case of its extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((12, 16, 3), 90, np.uint8) if pixels is None else np.asarray(pixels, np.uint8)
     flags = [cv2.IMWRITE_JPEG_QUALITY, 100] if path.suffix.lower() in (".jpg", ".jpeg") else []
@@ -31,31 +24,39 @@ def write(path, pixels=None):
 
 
 def tree(root, *names):
-    """Write pictures; a name that holds "gt", "mask" or "forged" gets a 0/255 mask."""
+    """Write images; a name that holds "gt", "mask" or "forged" gets a 0/255 mask."""
     for name in names:
         is_mask = any(word in name.lower() for word in ("_gt", "mask", "forged."))
         write(root / name, AREA * 255 if is_mask else None)
 
 
+def run_pairs(output, **flags):
+    """Run the tool; returns the CompletedProcess. A flag's value is a text, a path or True."""
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", value) if word is not True]
+    return run_here("tools/make_pairs.py", "--output", output, *words)
+
+
 def pairs(output, **flags):
-    """Call the command in this process and return the JSON's rows."""
-    flags = {flag: str(value) if isinstance(value, Path) else value for flag, value in flags.items()}
-    run_pairs(SimpleNamespace(**{**dict.fromkeys(FLAGS), **flags, "output": str(output)}))
-    return json.loads(Path(output).read_text())
+    """Run the tool with success; returns the JSON's rows and what it printed."""
+    done = run_pairs(output, **flags)
+    assert done.returncode == 0, done.stderr
+    return json.loads(Path(output).read_text()), done.stdout
 
 
-def command(*flags):
-    """Run the command in a process of its own."""
-    return subprocess.run([*COMMAND, "pairs", *flags], cwd=REPO, capture_output=True, text=True)
+def refused(output, **flags):
+    """Run the tool with a mistake; returns what it printed, the one sentence of the error last."""
+    done = run_pairs(output, **flags)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    return done.stdout + done.stderr
 
 
-def read_area(json_path, mask):
+def read_area(path):
     """The loader's view of a mask: mean of channels > 127.5."""
-    pixels = cv2.imread(str(Path(json_path).parent / mask), cv2.IMREAD_UNCHANGED)
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     return (pixels if pixels.ndim == 2 else pixels[..., :3].mean(axis=2)) > 127.5
 
 
-# pair_by_name and list_pictures
+# pair_by_name and list_images
 
 
 def test_pairs_by_name_in_mixed_styles():
@@ -118,7 +119,7 @@ def test_many_pairs(mask_name):
     assert all(image.split(".")[1] == mask.split(".")[1].split("_")[0] for image, mask in found)
 
 
-def test_list_pictures(tmp_path):
+def test_list_images(tmp_path):
     for name in ("b/2.TIFF", "b/a.b.Jpeg", "a 1.webp", ".hidden.png", ".cache/x.png", "readme.txt", "noext"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -126,67 +127,64 @@ def test_list_pictures(tmp_path):
     (tmp_path / "outside" / "3.bmp").touch()
     (tmp_path / "b" / "link").symlink_to(tmp_path / "outside")
     (tmp_path / "b" / "loop").symlink_to(tmp_path / "b")
-    assert list_pictures(tmp_path) == ["a 1.webp", "b/2.TIFF", "b/a.b.Jpeg", "b/link/3.bmp", "outside/3.bmp"]
+    assert list_images(tmp_path) == ["a 1.webp", "b/2.TIFF", "b/a.b.Jpeg", "b/link/3.bmp", "outside/3.bmp"]
 
 
 # pairs by folders
 
 
-def test_folders(tmp_path, capsys):
+def test_folders(tmp_path):
     tree(tmp_path, *(f"Tp/s p/{i}.JPG" for i in range(5)), *(f"CASIA 1.0 groundtruth/s p/{i}_gt.png" for i in range(5)),
          "Au/x.jpg")
-    rows = pairs(tmp_path / "set.json", image_root=tmp_path / "Tp", mask_root=tmp_path / "CASIA 1.0 groundtruth",
-                 authentic_root=tmp_path / "Au")
+    rows, out = pairs(tmp_path / "set.json", image_root=tmp_path / "Tp", mask_root=tmp_path / "CASIA 1.0 groundtruth",
+                      authentic_root=tmp_path / "Au")
     assert rows == [*([f"Tp/s p/{i}.JPG", f"CASIA 1.0 groundtruth/s p/{i}_gt.png"] for i in range(5)),
                     ["Au/x.jpg", "Negative"]]
-    out = capsys.readouterr().out
     assert "5 tampered and 1 authentic" in out and "pair 1: Tp/s p/0.JPG" in out and "pair 5: " in out
 
 
 def test_paths_are_absolute_when_the_json_lies_elsewhere(tmp_path):
     tree(tmp_path, "Tp/1.jpg", "Gt/1.png")
-    rows = pairs(tmp_path / "lists" / "set.json", image_root=tmp_path / "Tp", mask_root=tmp_path / "Gt")
+    rows, _ = pairs(tmp_path / "lists" / "set.json", image_root=tmp_path / "Tp", mask_root=tmp_path / "Gt")
     assert rows == [[str(tmp_path / "Tp/1.jpg"), str(tmp_path / "Gt/1.png")]]
 
 
-def test_extra_picture_and_missing_mask_are_listed_and_refused(tmp_path, capsys):
+def test_extra_image_and_missing_mask_are_listed_and_refused(tmp_path):
     tree(tmp_path, *(f"Tp/{i}.jpg" for i in range(4)), "Gt/0_gt.png", "Gt/1_mask.PNG", "Gt/3.png", "Gt/7_gt.png")
     flags = dict(image_root=tmp_path / "Tp", mask_root=tmp_path / "Gt")
-    with pytest.raises(UserError, match=r"pictures without a mask \(1\) and masks without a picture \(1\)"):
-        pairs(tmp_path / "set.json", **flags)
-    out = capsys.readouterr().out
+    out = refused(tmp_path / "set.json", **flags)
+    assert "images without a mask (1) and masks without an image (1)" in out
     assert "\n  2.jpg" in out and "\n  7_gt.png" in out and not (tmp_path / "set.json").exists()
-    rows = pairs(tmp_path / "set.json", skip_unpaired=True, **flags)
+    rows, _ = pairs(tmp_path / "set.json", skip_unpaired=True, **flags)
     assert rows == [["Tp/0.jpg", "Gt/0_gt.png"], ["Tp/1.jpg", "Gt/1_mask.PNG"], ["Tp/3.jpg", "Gt/3.png"]]
 
 
-def test_a_long_list_goes_to_a_file(tmp_path, capsys):
+def test_a_long_list_goes_to_a_file(tmp_path):
     tree(tmp_path, *(f"Tp/{i:02}.png" for i in range(30)), "Gt/00.png")
-    pairs(tmp_path / "set.json", image_root=tmp_path / "Tp", mask_root=tmp_path / "Gt", skip_unpaired=True)
-    out = capsys.readouterr().out
-    assert "pictures without a mask (29)" in out and "20.png" in out and "21.png" not in out
-    assert (tmp_path / "set_pictures_without_a_mask.txt").read_text().split() == [f"{i:02}.png" for i in range(1, 30)]
+    _, out = pairs(tmp_path / "set.json", image_root=tmp_path / "Tp", mask_root=tmp_path / "Gt", skip_unpaired=True)
+    assert "images without a mask (29)" in out and "20.png" in out and "21.png" not in out
+    assert (tmp_path / "set_images_without_a_mask.txt").read_text().split() == [f"{i:02}.png" for i in range(1, 30)]
 
 
-def test_masks_beside_the_pictures_and_roots_inside_each_other(tmp_path):
+def test_masks_beside_the_images_and_roots_inside_each_other(tmp_path):
     folder = tmp_path / "a"
     tree(folder, "1.jpg", "1_mask.png", "surgical_mask.jpg", "surgical_mask_mask.png", "masks/2.png", "2.png",
          "real/3.jpg")
-    with pytest.raises(UserError, match=r"without a mask \(2\)"):  # 2.png and real/3.jpg
-        pairs(tmp_path / "x.json", image_root=folder, mask_root=folder, authentic_root=folder / "masks")
-    rows = pairs(tmp_path / "x.json", image_root=folder, mask_root=folder, authentic_root=folder / "real",
-                 skip_unpaired=True)
+    out = refused(tmp_path / "x.json", image_root=folder, mask_root=folder, authentic_root=folder / "masks")
+    assert "without a mask (2)" in out  # 2.png and real/3.jpg
+    rows, _ = pairs(tmp_path / "x.json", image_root=folder, mask_root=folder, authentic_root=folder / "real",
+                    skip_unpaired=True)
     assert rows == [["a/1.jpg", "a/1_mask.png"], ["a/surgical_mask.jpg", "a/surgical_mask_mask.png"],
                     ["a/real/3.jpg", "Negative"]]
-    rows = pairs(tmp_path / "y.json", image_root=tmp_path / "a", mask_root=tmp_path / "a/masks", skip_unpaired=True)
+    rows, _ = pairs(tmp_path / "y.json", image_root=folder, mask_root=folder / "masks", skip_unpaired=True)
     assert rows == [["a/2.png", "a/masks/2.png"]]
 
 
 @pytest.mark.parametrize("link, target, mask_root", [("Tp/masks", "Gt", "Tp/masks"), ("other", "Tp", "other/Gt")])
-def test_a_mask_folder_below_the_pictures_through_a_link(tmp_path, link, target, mask_root):
+def test_a_mask_folder_below_the_images_through_a_link(tmp_path, link, target, mask_root):
     tree(tmp_path, "Tp/1.jpg", "Tp/2.jpg", *(f"{'Gt' if link == 'Tp/masks' else 'Tp/Gt'}/{n}_gt.png" for n in (1, 2)))
     (tmp_path / link).symlink_to(tmp_path / target)
-    rows = pairs(tmp_path / "set.json", image_root=tmp_path / "Tp", mask_root=tmp_path / mask_root)
+    rows, _ = pairs(tmp_path / "set.json", image_root=tmp_path / "Tp", mask_root=tmp_path / mask_root)
     assert rows == [[f"Tp/{n}.jpg", f"{mask_root}/{n}_gt.png"] for n in (1, 2)]
 
 
@@ -194,10 +192,9 @@ def test_an_existing_output_stays_unless_overwrite(tmp_path):
     tree(tmp_path, "Tp/1.jpg", "Gt/1.png")
     (tmp_path / "set.json").write_text("mine")
     flags = dict(image_root=tmp_path / "Tp", mask_root=tmp_path / "Gt")
-    with pytest.raises(UserError, match="--overwrite"):
-        pairs(tmp_path / "set.json", **flags)
+    assert "--overwrite" in refused(tmp_path / "set.json", **flags)
     assert (tmp_path / "set.json").read_text() == "mine"
-    assert len(pairs(tmp_path / "set.json", overwrite=True, **flags)) == 1
+    assert len(pairs(tmp_path / "set.json", overwrite=True, **flags)[0]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Gt", "Tp", "set.json"]  # no temporary file stays
 
 
@@ -207,9 +204,9 @@ def test_a_file_name_that_is_no_text(tmp_path):
         tree(tmp_path, f"Tp/{name}.jpg", "Gt/2.png", f"Gt/{name}.png", "Tp/3.jpg")
     except OSError:
         pytest.skip("this file system takes text only")
-    result = command("--image_root", tmp_path / "Tp", "--mask_root", tmp_path / "Gt", "--output", tmp_path / "set.json",
-                     "--skip_unpaired")
-    assert result.returncode == 0, result.stderr
+    done = run_script("tools/make_pairs.py", "--image_root", "Tp", "--mask_root", "Gt", "--output", "set.json",
+                      "--skip_unpaired", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "set.json").read_text()) == [[f"Tp/{name}.jpg", f"Gt/{name}.png"]]
 
 
@@ -221,7 +218,7 @@ def test_a_file_name_that_is_no_text(tmp_path):
     ("--image_root {0}/Tp --mask_root {0}/Gt --output {0}/Tp/1.jpg/x.json", "can't be written"),
     ("--image_root {0}/Tp --mask_root {0}/Gt --output {0}/x.txt", ".json"),
     ("--image_root {0}/Tp --output {0}/x.json", "--mask_root is missing"),
-    ("--image_root {0}/Tp --mask_root {0}/other --output {0}/x.json --skip_unpaired", "no picture and mask agree"),
+    ("--image_root {0}/Tp --mask_root {0}/other --output {0}/x.json --skip_unpaired", "no image and mask agree"),
     ("--recipe columbia --root {0} --output {0}/x.json", "{0}/x_masks"),
     ("--recipe casia1 --root {0} --output {0}/x.json", "holds no CASIAv1"),
     ("--recipe nist16 --root {0}/Tp --output {0}/x.json", "no tables"),
@@ -232,25 +229,31 @@ def test_a_file_name_that_is_no_text(tmp_path):
 def test_a_mistake_gives_one_sentence_and_exit_code_1(tmp_path, flags, message):
     tree(tmp_path, "Tp/1.jpg", "Gt/1.png", "other/7.png")
     (tmp_path / "empty").mkdir()
-    result = command(*flags.format(tmp_path).split())
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert message.format(tmp_path) in result.stderr and not (tmp_path / "x.json").exists()
+    done = run_here("tools/make_pairs.py", *flags.format(tmp_path).split())
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message.format(tmp_path) in done.stderr and not (tmp_path / "x.json").exists()
 
 
 # Recipes, each on a small tree of the set's layout
 
 
 def recipe(name, root, **flags):
-    """Run a recipe into a folder beside `root`; return the rows, with paths relative to `root`, and the JSON's path."""
-    output = root.parent / "lists" / f"{name}.json"
+    """Run a recipe into a folder beside `root`, which it must not change; returns rows and printed text as `pairs`.
+
+    Paths in the rows are relative to `root` where they lie below it.
+    """
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    rows = pairs(output, recipe=name, root=root, overwrite=True, **flags)
-    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before  # the source is untouched
-    return [[part.removeprefix(f"{root}/") for part in row] for row in rows], output
+    rows, out = pairs(root.parent / f"lists/{name}.json", recipe=name, root=root, overwrite=True, **flags)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    return [[part.removeprefix(f"{root}/") for part in row] for row in rows], out
 
 
-def test_columbia(tmp_path, capsys):
+def refused_recipe(name, root):
+    """Run a recipe that must fail; returns what it printed."""
+    return refused(root.parent / f"lists/{name}.json", recipe=name, root=root, overwrite=True)
+
+
+def test_columbia(tmp_path):
     root = tmp_path / "Columbia"
     colours = np.zeros((12, 16, 3), np.uint8)  # BGR
     colours[:] = (0, 0, 200)  # red: host
@@ -264,29 +267,27 @@ def test_columbia(tmp_path, capsys):
         write(root / f"4cam_splc/4cam_splc/edgemask/{stem}_edgemask_3.jpg", 255 - colours)
     tree(root, "4cam_auth/canonxt_29_sub_07.tif")
     write(root / "4cam_auth/edgemask/canonxt_29_sub_07_edgemask.jpg", colours)
-    rows, output = recipe("columbia", root)
+    rows, out = recipe("columbia", root)
     masks = "columbia_masks/4cam_splc/4cam_splc/edgemask/"
     assert rows == [*([f"4cam_splc/4cam_splc/{stem}.tif", f"{masks}{stem}_edgemask.png"] for stem in stems),
                     ["4cam_auth/canonxt_29_sub_07.tif", "Negative"]]
-    out = capsys.readouterr().out
     assert "expected 180 tampered" in out and "found 2" in out and "expected 183 authentic" in out and "red" in out
-    area = read_area(output, rows[0][1])
-    assert set(np.unique(cv2.imread(str(output.parent / rows[0][1]), cv2.IMREAD_UNCHANGED))) == {0, 255}
+    area = read_area(tmp_path / "lists" / rows[0][1])
+    assert set(np.unique(cv2.imread(str(tmp_path / "lists" / rows[0][1]), cv2.IMREAD_UNCHANGED))) == {0, 255}
     # JPEG halves the colour resolution, so the outline may move by a pixel
     assert (area == AREA)[cv2.morphologyEx(AREA.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3))) == 0].all()
 
 
-def test_coverage(tmp_path, capsys):
+def test_coverage(tmp_path):
     root = tmp_path / "COVERAGE"
     for n in ("1", "10", "41"):
         masks = (f"mask/{n}{kind}.tif" for kind in ("copy", "paste", "forged"))
         tree(root, f"image/{n}.tif", f"image/{n}t.tif", *masks)
     write(root / "mask/41forged.tif", np.zeros((10, 16)))  # a published fault
-    rows, output = recipe("coverage", root)
+    rows, out = recipe("coverage", root)
     assert rows == [["image/10t.tif", "mask/10forged.tif"], ["image/1t.tif", "mask/1forged.tif"],
                     *([f"image/{n}.tif", "Negative"] for n in ("1", "10", "41"))]
-    out = capsys.readouterr().out
-    assert "image/41t.tif 12x16, mask/41forged.tif 10x16" in out and not (output.parent / "coverage_masks").exists()
+    assert "image/41t.tif 12x16, mask/41forged.tif 10x16" in out and not (tmp_path / "lists/coverage_masks").exists()
 
 
 TABLE = ["TaskID", "ProbeFileID", "ProbeFileName", "ProbeMaskFileName", "IsTarget", "ProbePostProcessed"]
@@ -294,7 +295,7 @@ TABLE = ["TaskID", "ProbeFileID", "ProbeFileName", "ProbeMaskFileName", "IsTarge
 
 @pytest.mark.parametrize("delimiter, names", [("|", TABLE), (",", TABLE), (
     "|", ["TaskID", "FileID", "ImgFName", "MaskFName", "isTarget", "AnalysisJSON"])])
-def test_nist16(tmp_path, capsys, delimiter, names):
+def test_nist16(tmp_path, delimiter, names):
     root = tmp_path / "NIST16"
     base = root / "NC2016_Test0613"
     lines = [delimiter.join(names)]
@@ -307,18 +308,16 @@ def test_nist16(tmp_path, capsys, delimiter, names):
     write(base / "reference/splice/mask/NC2016_3942.png", AREA * 255)
     (base / "reference/manipulation/NC2016-manipulation-ref.csv").write_text("\r\n".join(lines) + "\r\n")
     (base / "reference/splice/NC2016-splice-ref.csv").write_text("nothing")
-    rows, output = recipe("nist16", root)
+    rows, out = recipe("nist16", root)
     folder = "nist16_masks/NC2016_Test0613/reference/manipulation/mask/"
     assert rows == [[f"NC2016_Test0613/probe/NC2016_{probe}.jpg", f"{folder}NC2016_{mask}.png"] for probe, mask in
                     (("0128", "3942"), ("0130", "3942"), ("0222", "5779"))] + [
                         ["NC2016_Test0613/probe/NC2016_0500.jpg", "Negative"]]
-    assert all(np.array_equal(read_area(output, mask), AREA) for _, mask in rows[:3])
-    out = capsys.readouterr().out
+    assert all(np.array_equal(read_area(tmp_path / "lists" / mask), AREA) for _, mask in rows[:3])
     assert "expected 564 tampered" in out and "expected 282 masks, found 2" in out
     (base / "probe/NC2016_0130.jpg").unlink()
-    with pytest.raises(UserError, match=r"without a mask \(1\)"):
-        recipe("nist16", root)
-    assert "NC2016_0130.jpg" in capsys.readouterr().out
+    out = refused_recipe("nist16", root)
+    assert "without a mask (1)" in out and "NC2016_0130.jpg" in out
     assert len(recipe("nist16", root, skip_unpaired=True, tampered_only=True)[0]) == 2
 
 
@@ -328,50 +327,46 @@ def test_a_table_without_its_columns(tmp_path):
     table.parent.mkdir(parents=True)
     for text in ("", "TaskID|ProbeFileName\n1|2\n"):
         table.write_text(text)
-        with pytest.raises(UserError, match="ProbeMaskFileName"):
-            recipe("nist16", tmp_path / "set")
+        assert "ProbeMaskFileName" in refused_recipe("nist16", tmp_path / "set")
 
 
-def test_casia1(tmp_path, capsys):
+def test_casia1(tmp_path):
     root, gt = tmp_path / "CASIA 1.0 dataset", "CASIA 1.0 groundtruth"
     tree(root, "Tp/Sp/Sp_D_CND_A_pla0005_pla0023_0281.jpg", f"{gt}/Sp/Sp_D_CND_A_pla0005_pla0023_0281_gt.png",
          "Tp/Sp/Sp_D_NNN_A_ani0099_ani0100.0288.jpg", f"{gt}/Sp/Sp_D_NNN_A_ani0099_ani0100.0288_gt.png",
          "Tp/Sp/Sp_D_NRN_A_cha0011_sec0011_0542.jpg",  # published without a mask
          "Tp/Sp/Sp_D_CND_A_pla0016_pla0016_0196.jpg", f"{gt}/CM/Sp_S_CND_A_pla0016_pla0016_0196_gt.png",  # old name
          "Au/Au_ani_0001.jpg", "Au/Au_cha_0047.JPG")
-    rows, output = recipe("casia1", root)
+    rows, out = recipe("casia1", root)
     assert rows == [
         ["Tp/Sp/Sp_D_CND_A_pla0005_pla0023_0281.jpg", f"{gt}/Sp/Sp_D_CND_A_pla0005_pla0023_0281_gt.png"],
         ["Tp/Sp/Sp_D_CND_A_pla0016_pla0016_0196.jpg", f"{gt}/CM/Sp_S_CND_A_pla0016_pla0016_0196_gt.png"],
         ["Tp/Sp/Sp_D_NNN_A_ani0099_ani0100.0288.jpg", f"{gt}/Sp/Sp_D_NNN_A_ani0099_ani0100.0288_gt.png"],
         ["Au/Au_ani_0001.jpg", "Negative"], ["Au/Au_cha_0047.JPG", "Negative"]]
-    out = capsys.readouterr().out
     assert "0542.jpg was published without a mask" in out and "1 pairs agree in their number only" in out
-    assert "expected 920 tampered pictures with a mask, found 3" in out
+    assert "expected 920 tampered images with a mask, found 3" in out
     tree(root, "Original Tp/Sp_D_CND_A_pla0005_pla0023_0281.jpg")
-    with pytest.raises(UserError, match="Original Tp.*0281"):
-        recipe("casia1", root)
+    assert "Original Tp/Sp_D_CND_A_pla0005_pla0023_0281.jpg" in refused_recipe("casia1", root)
 
 
-def test_casia2(tmp_path, capsys):
+def test_casia2(tmp_path):
     root, gt = tmp_path / "CASIA2", "CASIA 2 Groundtruth"
     tree(root, "Tp/Tp_D_CRN_M_N_pla00035_pla00033_10997.jpg", f"{gt}/Tp_D_CRN_M_N_pla00035_pla00033_10997_gt.png",
          "Tp/Tp_S_CnN_S_N_txt00071_txt00071_01297.tif", f"{gt}/Tp_D_CNN_S_N_txt00071_xxx00001_01297_gt.png",
          "Tp/Tp_D_NRD_S_N_cha10002_cha10001_20094.jpg", f"{gt}/Tp_D_NRD_S_N_cha10002_cha10001_20094_gt3.png",
          "Tp/Tp_S_NNN_S_N_sec00012_sec00012_11230.jpg", "Au/Au_ani_00001.jpg", "Au/Au_ind_00002.bmp")
     write(root / gt / "Tp_S_NNN_S_N_sec00012_sec00012_11230_gt.png", AREA.T * 255)  # turned, as published
-    rows, _ = recipe("casia2", root)
+    rows, out = recipe("casia2", root)
     assert [[Path(part).name for part in row] for row in rows] == [
         ["Tp_D_CRN_M_N_pla00035_pla00033_10997.jpg", "Tp_D_CRN_M_N_pla00035_pla00033_10997_gt.png"],
         ["Tp_D_NRD_S_N_cha10002_cha10001_20094.jpg", "Tp_D_NRD_S_N_cha10002_cha10001_20094_gt3.png"],
         ["Tp_S_CnN_S_N_txt00071_txt00071_01297.tif", "Tp_D_CNN_S_N_txt00071_xxx00001_01297_gt.png"],
         ["Au_ani_00001.jpg", "Negative"], ["Au_ind_00002.bmp", "Negative"]]
-    out = capsys.readouterr().out
     assert f"_11230.jpg 12x16, {gt}/Tp_S_NNN_S_N_sec00012_sec00012_11230_gt.png 16x12" in out
     assert "1 pairs agree in their number only" in out and "unverified" in out
 
 
-def test_imd2020(tmp_path, capsys):
+def test_imd2020(tmp_path):
     root = tmp_path / "IMD2020"
     tree(root, "1b8r7b/1b8r7b_orig.jpg", "1b8r7b/c94scmh_0.jpg", "z14/00030_orig.jpg", "z14/00030_fake.png",
          "0jpg/x.jpg")
@@ -380,12 +375,12 @@ def test_imd2020(tmp_path, capsys):
     soft[~AREA, 3] = 255
     write(root / "1b8r7b/c94scmh_0_mask.png", soft)
     write(root / "z14/00030_fake_mask.png", AREA)  # 0/1
-    rows, output = recipe("imd2020", root)
+    rows, out = recipe("imd2020", root)
     assert rows == [["1b8r7b/c94scmh_0.jpg", "imd2020_masks/1b8r7b/c94scmh_0_mask.png"],
                     ["z14/00030_fake.png", "imd2020_masks/z14/00030_fake_mask.png"],
                     ["1b8r7b/1b8r7b_orig.jpg", "Negative"], ["z14/00030_orig.jpg", "Negative"]]
-    assert all(np.array_equal(read_area(output, mask), AREA) for _, mask in rows[:2])
-    assert "expected 2010 tampered" in capsys.readouterr().out
+    assert all(np.array_equal(read_area(tmp_path / "lists" / mask), AREA) for _, mask in rows[:2])
+    assert "expected 2010 tampered" in out
 
 
 def test_dso1(tmp_path):
@@ -394,11 +389,11 @@ def test_dso1(tmp_path):
     write(root / "DSO-1-Fake-Images-Masks/splicing-07.png", np.where(AREA, 0, 255))
     colours = np.where(AREA[..., None], (100, 127, 100), (255, 255, 140))
     write(root / "DSO-1-Fake-Images-Masks/splicing-100.png", colours)
-    rows, output = recipe("dso1", root, mask_output=tmp_path / "elsewhere")
+    rows, _ = recipe("dso1", root, mask_output=tmp_path / "elsewhere")
     masks = f"{tmp_path}/elsewhere/DSO-1-Fake-Images-Masks/"
     assert rows == [*([f"DSO-1/splicing-{n}.png", f"{masks}splicing-{n}.png"] for n in ("07", "100")),
                     ["DSO-1/normal-07.png", "Negative"]]
-    assert all(np.array_equal(read_area(output, mask), AREA) for _, mask in rows[:2])
+    assert all(np.array_equal(read_area(tmp_path / "lists" / mask), AREA) for _, mask in rows[:2])
 
 
 @pytest.mark.parametrize("name, quality", [("autosplice", 100), ("autosplice90", 90), ("autosplice75", 75)])
@@ -408,19 +403,17 @@ def test_autosplice(tmp_path, name, quality):
          "Authentic/39406.jpg")
     for stem in ("39406", "40574"):
         write(root / f"Mask/{stem}_mask.png", AREA * 3)
-    rows, output = recipe(name, root)
+    rows, _ = recipe(name, root)
     assert rows == [[f"Forged_JPEG{quality}/{stem}.jpg", f"{name}_masks/Mask/{stem[:5]}_mask.png"] for stem in
                     ("39406_0", "39406_1", "40574_2")] + [["Authentic/39406.jpg", "Negative"]]
-    assert all(np.array_equal(read_area(output, mask), AREA) for _, mask in rows[:3])
+    assert all(np.array_equal(read_area(tmp_path / "lists" / mask), AREA) for _, mask in rows[:3])
 
 
-def test_every_recipe_that_assumes_says_so_and_none_warns_of_the_right_numbers(tmp_path, capsys):
-    assert [name for name, recipe in RECIPES.items() if any("unverified" in line for line in recipe.says)] == [
-        "casia2", "imd2020", "dso1", "autosplice", "autosplice90", "autosplice75"]
+def test_the_published_numbers_give_no_warning(tmp_path):
     tree(tmp_path / "set", *(f"DSO-1/{kind}-{n:02}.png" for kind in ("splicing", "normal") for n in range(1, 101)),
          *(f"DSO-1-Fake-Images-Masks/splicing-{n:02}.png" for n in range(1, 101)))
-    assert len(recipe("dso1", tmp_path / "set")[0]) == 200
-    assert "warning" not in capsys.readouterr().out
+    rows, out = recipe("dso1", tmp_path / "set")
+    assert len(rows) == 200 and "warning" not in out
 
 
 def test_converted_masks_do_not_go_over_other_files(tmp_path):
@@ -428,11 +421,9 @@ def test_converted_masks_do_not_go_over_other_files(tmp_path):
     tree(root, "DSO-1/splicing-07.png", "DSO-1-Fake-Images-Masks/splicing-07.png")
     for flags in (dict(output=tmp_path / "x.json", mask_output=root), dict(output=root / "x.json"),
                   dict(output=tmp_path / "x.json", mask_output=tmp_path)):
-        with pytest.raises(UserError, match="would mix"):
-            pairs(recipe="dso1", root=root, **flags)
+        assert "would mix" in refused(recipe="dso1", root=root, **flags)
     tree(tmp_path, "x_masks/mine.png")
-    with pytest.raises(UserError, match="not empty"):
-        pairs(tmp_path / "x.json", recipe="dso1", root=root)
+    assert "not empty" in refused(tmp_path / "x.json", recipe="dso1", root=root)
 
 
 def test_a_truncated_mask_is_not_made_into_a_whole_one(tmp_path):
@@ -441,11 +432,9 @@ def test_a_truncated_mask_is_not_made_into_a_whole_one(tmp_path):
     write(root / "DSO-1-Fake-Images-Masks/splicing-07.png", np.random.default_rng(0).integers(0, 256, (12, 16)))
     mask = root / "DSO-1-Fake-Images-Masks/splicing-07.png"
     mask.write_bytes(mask.read_bytes()[:150])
-    with pytest.raises(UserError, match="splicing-07.png can't be decoded"):
-        pairs(tmp_path / "x.json", recipe="dso1", root=root)
+    assert "splicing-07.png can't be decoded" in refused(tmp_path / "x.json", recipe="dso1", root=root)
     mask.write_bytes(b"")
-    with pytest.raises(UserError, match="no picture has the size"):
-        pairs(tmp_path / "y.json", recipe="dso1", root=root)
+    assert "no image has the size" in refused(tmp_path / "y.json", recipe="dso1", root=root)
 
 
 def test_an_exif_turn_explains_a_size(tmp_path):

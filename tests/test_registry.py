@@ -1,15 +1,14 @@
-"""registry.py: finding models, their flags, the messages for mistakes, and the listing.
+"""registry.py: finding models, their flags, and the messages for mistakes.
 
     python -m pytest tests/test_registry.py
 
 Most tests write small model files (without torch) into a repository of their own that holds a copy of registry.py, and
 import that copy in place of the real one.
 """
+import ast
 import importlib
 import pickle
-import re
 import shutil
-import subprocess
 import sys
 import textwrap
 
@@ -28,8 +27,10 @@ PLAIN = """
 LOOP = """
     from registry import MODELS
 
+    class Other: pass
+
     for name in ({names}):
-        MODELS.register_module(name)(object)
+        MODELS.register_module(name)(Other)
 """
 
 
@@ -59,13 +60,15 @@ class Repository:
 
     def mistake(self, name):
         """Look for a model in vain and return the message."""
-        with pytest.raises(self.registry.UserError) as caught:
+        with pytest.raises((self.registry.UserError, ImportError)) as caught:
             self.find(name)
         return str(caught.value)
 
-    def parse(self, line):
-        """Parse a script's command line."""
-        return self.registry.parse_args(self.registry.script_parser("A script.", output_dir="out"), line.split())
+    def parse(self, line, stored=None):
+        """Parse a script's command line; `stored` is what a checkpoint c.pth stores, None for a script that trains."""
+        parser = self.registry.script_parser("A script.", trains=stored is None, output_dir="out")
+        find_stored = None if stored is None else lambda args: ("c.pth", stored)
+        return self.registry.parse_args(parser, line.split(), find_stored)
 
 
 @pytest.fixture
@@ -169,30 +172,34 @@ def test_broken_file_that_mentions_the_model(repo):
     assert repo.find("Net").__module__ == "models.net"
 
 
-@pytest.mark.parametrize("text, place, reason", [
-    ("import no_such_package\n", "models/net.py line 1 ", "No module named 'no_such_package'"),
-    ("\n\nraise SystemExit('stop')\n", "models/net.py line 3 ", "SystemExit: stop"),
-    ("from .part import x\n", "models/part.py line 2 ", "ZeroDivisionError: division by zero"),
-    ("import vendor.models.deep\n", "models/net.py line 1 ", "ZeroDivisionError"),
-    ("def f(:\n", "models/net.py line 1 ", "SyntaxError: invalid syntax"),
+@pytest.mark.parametrize("text, reason", [
+    ("import no_such_package\n", "No module named 'no_such_package'"),
+    ("\n\nraise SystemExit('stop')\n", "SystemExit: stop"),
+    ("from .part import x\n", "ZeroDivisionError: division by zero"),
+    ("def f(:\n", "SyntaxError: invalid syntax"),
 ])
-def test_file_that_fails_to_import(repo, text, place, reason):
+@pytest.mark.parametrize("first", [True, False])
+def test_file_that_fails_to_import(repo, text, reason, first):
+    """Before or after the model is registered; the file's own exception is kept, and its traceback with it."""
     repo.write("part.py", "x = 1\nx / 0\n")
-    repo.write("../vendor/models/deep.py", "x = 1\n\nx / 0\n")
-    repo.write("net.py", text + "from registry import MODELS\n@MODELS.register_module()\nclass Net: pass\n")
-    message = repo.mistake("Net")
-    assert message.startswith(f"{place}can't be imported: ") and reason in message and "\n" not in message
+    registration = "from registry import MODELS\n@MODELS.register_module()\nclass Net: pass\n"
+    repo.write("net.py", text + registration if first else registration + text)
+    with pytest.raises(ImportError) as caught:
+        repo.find("Net")
+    message = str(caught.value)
+    assert message.startswith("models/net.py can't be imported: ") and reason in message and "\n" not in message
+    assert type(caught.value.__cause__).__name__ in message
 
 
 def test_file_for_imdlbenco(repo):
     repo.write("net.py", PLAIN.format(name="Net").replace("from registry", "from IMDLBenCo.registry"))
-    assert re.fullmatch(r"models/net.py line \d can't be imported: ModuleNotFoundError: No module named 'IMDLBenCo'\. "
-                        r"Change that import to `from registry import MODELS`\.", repo.mistake("Net"))
+    assert repo.mistake("Net") == ("models/net.py can't be imported: ModuleNotFoundError: No module named 'IMDLBenCo'. "
+                                   "Change that import to `from registry import MODELS`.")
 
 
 def test_broken_file_of_a_model_that_cannot_be_told(repo):
     repo.write("net.py", "def f(:\nMODELS.register_module('Net')(f)\n")
-    assert "models/net.py line 1 can't be imported: SyntaxError" in repo.mistake("Net")
+    assert "models/net.py can't be imported: SyntaxError" in repo.mistake("Net")
 
 
 @pytest.mark.parametrize("second", [
@@ -323,10 +330,10 @@ class Net:
     ("--wide maybe", "--wide: 'maybe' is neither true nor false"),
     ("--sizes 3 x", "--sizes: invalid int value: 'x'"),
     ("--image_size 0", "--image_size: '0' is not a whole number of at least 1"),
-    ("--rat 3", "--rat: neither {prog} nor the model Net has this flag. Did you mean --rate?"),
-    ("--image-size=3", "--image-size: neither {prog} nor the model Net has this flag. Did you mean --image_size?"),
-    ("--table 3", "--table: neither {prog} nor the model Net has this flag."),
-    ("--rate 3 4", "4: neither {prog} nor the model Net has this flag. Values follow a flag that starts with --."),
+    ("--rat 3", "unknown flag --rat: neither {prog} nor Net has it. Did you mean --rate?"),
+    ("--image-size=3", "unknown flag --image-size: neither {prog} nor Net has it. Did you mean --image_size?"),
+    ("--table 3", "unknown flag --table: neither {prog} nor Net has it."),
+    ("--rate 3 4", "4 belongs to no flag. {prog} --help lists the flags."),
     ("--device", "--device: expected one argument"),
 ])
 def test_wrong_flags(flags, repo, line, message):
@@ -368,31 +375,8 @@ GOOGLE = """A net.
     Returns:
         size: not this one
 """
-NUMPY = """A net.
-
-    Parameters
-    ----------
-    size : int
-        side of the window,
-        in % of the image
-    rate : float, optional
-        a rate
-
-    Returns
-    -------
-    nothing
-"""
-SPHINX = """A net.
-
-    :param size: side of the window,
-        in % of the image
-    :param float rate: a rate
-    :returns: nothing
-"""
-
-
 @pytest.mark.parametrize("cls_doc, init_doc", [
-    (GOOGLE, ""), ("A net.", GOOGLE), (NUMPY, ""), ("", NUMPY), (SPHINX, None), (None, SPHINX),
+    (GOOGLE, ""), ("A net.", GOOGLE), (None, GOOGLE),
 ])
 def test_help_from_docstrings(repo, cls_doc, init_doc):
     class Net:
@@ -411,7 +395,7 @@ def test_help(repo, capsys):
     with pytest.raises(SystemExit) as end:
         repo.parse("--help")
     alone = capsys.readouterr().out
-    assert end.value.code == 0 and "--if_resizing" in alone and "--count" not in alone and "With --model NAME" in alone
+    assert end.value.code == 0 and "--if_resizing" in alone and "--count" not in alone and "--model NAME --help" in alone
     assert not repo.imported()
     with pytest.raises(SystemExit) as end:
         repo.parse("--model Net --help")
@@ -427,144 +411,136 @@ def test_help(repo, capsys):
 # Errors, as a user sees them
 
 
-def test_errors_are_one_line(repo, capsys, monkeypatch):
-    monkeypatch.delenv("IMDL_TRACEBACK", raising=False)
-    run, UserError = repo.registry.run, repo.registry.UserError
+def test_errors_are_one_line(repo, capsys):
+    run, UserError = repo.registry.exit_on_user_error, repo.registry.UserError
 
-    def fail(text):
-        raise UserError(text)
+    def fail(error):
+        raise error
 
     in_worker = "Caught UserError in worker 0.\nTraceback:\n  File x\nregistry.UserError: a.png is empty:\ncopy it.\n"
     for text, line in ("--x: wrong.", "error: --x: wrong.\n"), (in_worker, "error: a.png is empty: copy it.\n"):
         with pytest.raises(SystemExit) as end:
-            run(lambda: fail(text))
+            run(lambda: fail(UserError(text)))
         assert end.value.code == 1 and capsys.readouterr() == ("", line)
     assert run(lambda: 5) == 5
-    monkeypatch.setenv("IMDL_TRACEBACK", "1")
-    with pytest.raises(UserError):
-        run(lambda: fail("x"))
+    # any other exception keeps its traceback, and gets a hint where there is one
+    for error, hint in ((ValueError("CUDA out of memory"), "hint: lower --batch_size"), (ValueError("x"), "")):
+        with pytest.raises(SystemExit) as end:
+            run(lambda: fail(error))
+        printed = capsys.readouterr().err
+        assert end.value.code == 1 and printed.startswith("Traceback") and "test_registry.py" in printed
+        assert f"ValueError: {error}\n" in printed and printed.splitlines()[-1].startswith(hint or "ValueError")
 
 
 def test_mistake_in_a_script(tmp_path):
     done = run_script("train.py", "--model", "MyModel", "--data_path", "x", "--kernl_size", 3, cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == ("error: --kernl_size: neither train.py nor the model MyModel has this flag. "
-                           "Did you mean --kernel_size?\n")
+    assert done.stderr == ("error: unknown flag --kernl_size: neither train.py nor MyModel has it. Did you mean "
+                           "--kernel_size?\n")
+
+
+def test_imports_point_one_way():
+    """No circle among our modules, and nothing at the top imports tools/."""
+    imports = {}
+    for path in ROOT.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert "tools" not in names
+        imports[path.stem] = {name for name in names if (ROOT / f"{name}.py").exists()} - {"test"}
+    assert imports["registry"] == set()
+    while imports:  # take away what imports nothing that is left
+        free = {name for name, needs in imports.items() if not needs & set(imports)}
+        assert free, imports
+        imports = {name: needs for name, needs in imports.items() if name not in free}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The listing
+# What a checkpoint knows
+
+TRAINED = {"model": "Net", "image_size": 96, "if_padding": True, "if_resizing": False, "edge_mask_width": 7,
+           "if_not_amp": False, "lr": 0.1, "count": 4, "word": "-x", "deep": True, "wide": False, "sizes": (3, 4),
+           "limit": None, "taste": None, "weights": [0.5], "rate": 0.5, "name": "a b", "either": "5", "seed": 9}
 
 
-def test_models_of_this_repository():
-    """Told from the text of the files alone, so that asking for one never imports another."""
-    import registry
-
-    told = [registry.registered_names(path.read_bytes()) for path in registry.model_files()]
-    assert all(complete for _, complete in told)
-    names = set().union(*(names for names, _ in told))
-    assert names >= {"MVSSNet", "Cat_Net", "IML_ViT", "ObjectFormer", "MyModel", "MyConvNeXt"}
-
-
-def test_list_one_model(tmp_path):
-    done = run_script("registry.py", "--model", "MyModel", "--kernel_size", "5", "--image_size", "64", cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == ""
-    name, file, total, trainable, gflops = done.stdout.splitlines()[-1].split()
-    assert (name, file, total, trainable) == ("MyModel", "models/mymodel.py", "76", "76")
-    assert float(gflops) == round(2 * 75 * 64 * 64 / 1e9, 2)
+def test_what_the_command_line_leaves_out_comes_from_the_checkpoint(flags, repo, capsys):
+    args, model_args = repo.parse("", TRAINED)
+    assert (args.model, args.image_size, args.if_padding, args.if_resizing, args.edge_mask_width, args.if_not_amp) == (
+        "Net", 96, True, False, 7, False)
+    assert args.seed == 42  # of no concern to the training
+    assert model_args == {**flags(), "count": 4, "word": "-x", "deep": True, "wide": False, "sizes": [3, 4],
+                          "taste": None, "weights": [0.5], "name": "a b", "either": "5", "image_size": 96,
+                          "edge_mask_width": 7}
+    said, = capsys.readouterr().out.splitlines()
+    for words in ("taken from c.pth: ", "--model Net", "--image_size 96", "--if_padding", "--edge_mask_width 7",
+                  "--word=-x", "--deep True", "--wide False", "--sizes 3 4"):
+        assert words in said
+    assert not any(f"--{name}" in said for name in ("seed", "lr", "limit", "rate", "if_resizing", "if_not_amp"))
 
 
-LISTED = """
-    import torch
-    from registry import MODELS, POSTFUNCS, UserError
-
-    class Base(torch.nn.Module):
-        def __init__(self, width: int = 1000):
-            super().__init__()
-            self.linear = torch.nn.Linear(width, 1000)
-            self.fixed = torch.nn.Parameter(torch.zeros(5), requires_grad=False)
-        def forward(self, image, mask, label, shape, original_shape, origin_shape, edge_mask, shape_mask, name, extra):
-            assert image.shape == (1, 3, 32, 32)
-            assert mask.shape == edge_mask.shape == shape_mask.shape == (1, 1, 32, 32)
-            assert label.shape == (1,) and shape.shape == (1, 2) and name[0].endswith(".jpg") and extra.shape == (1, 3)
-            self.linear(self.linear(torch.zeros(50, 1000)))  # 0.2 GFLOPs
-            queries = torch.zeros(1, 8, 512, 64)  # 0.54 GFLOPs
-            torch.nn.functional.scaled_dot_product_attention(queries, queries, queries)
-
-    def post(data_dict, width: int = 0):
-        data_dict["extra"] = torch.full((3,), width)
-
-    @MODELS.register_module()
-    class Meta(Base):
-        pass
-
-    @MODELS.register_module()
-    class Values(Base):  # needs values in constructor and forward, which the meta device does not have
-        def __init__(self, pretrained_net: bool = True, pretrained_other=True, image_size=1):
-            assert not pretrained_net and not pretrained_other and image_size == 32
-            super().__init__(int(torch.tensor(1000.0)))
-        def forward(self, image, mask, **kwargs):
-            assert mask.mean().item() > 0 and not self.training
-            with torch.autocast(image.device.type):
-                super().forward(image, mask, **kwargs)
-
-    @MODELS.register_module()
-    def Needs(path: str, count): pass
-
-    @MODELS.register_module()
-    class Refuses(Base):
-        def forward(self, image, **kwargs):
-            raise UserError("--image_size 32: too small. Take 64.")
-
-    @MODELS.register_module()
-    class Fails(Base):
-        def forward(self, image, **kwargs):
-            return self.linear(image)
-
-    for name in ("Meta", "Values", "Refuses", "Fails"):
-        POSTFUNCS.register_module(f"{name.lower()}_post_func")(post)
-"""
+def test_the_command_line_wins_and_a_difference_is_said(flags, repo, capsys):
+    args, model_args = repo.parse("--image_size 64 --if_resizing --no-deep --sizes 3 4 --count 4 --limit 5", TRAINED)
+    assert (args.image_size, args.if_padding, args.if_resizing) == (64, False, True)
+    assert not model_args["deep"] and model_args["sizes"] == [3, 4] and model_args["word"] == "-x"
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert sorted(notes) == [f"note: --{name} was {was} in c.pth and is {now} now" for name, was, now in (
+        ("deep", True, False), ("if_padding", True, False), ("if_resizing", False, True), ("image_size", 96, 64),
+        ("limit", None, 5))]
 
 
-def test_list_all_models(tmp_path):
-    for file in ROOT.glob("*.py"):
-        shutil.copy(file, tmp_path)
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models/nets.py").write_text(textwrap.dedent(LISTED))
-    for copy in "a.py", "b.py":
-        (tmp_path / "models" / copy).write_text(textwrap.dedent(PLAIN.format(name="Twice")))
-    (tmp_path / "models/broken.py").write_text("def f(:\n")
+def test_another_model_takes_no_flags_of_the_stored_one(flags, repo, capsys):
+    repo.write("other.py", """
+        from registry import MODELS
 
-    command = [sys.executable, "registry.py", "--image_size", "32"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == ""
-    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[3:])
-    assert "32x32" in done.stdout.splitlines()[0]
-    assert lines["Meta"].split() == lines["Values"].split() == ["models/nets.py", "1,001,005", "1,001,000", "0.74"]
-    assert lines["Needs"].endswith("  needs --path --count: list it alone, with `--model Needs` and these flags.")
-    assert lines["Refuses"] == "models/nets.py  --image_size 32: too small."
-    assert lines["Fails"].startswith("models/nets.py  RuntimeError: ")
-    assert "models/a.py and models/b.py both register the model Twice" in lines["Twice"]
-    assert lines["models/broken.py"].startswith("line 1 can't be imported: SyntaxError")
+        @MODELS.register_module()
+        def Other(rate: float = 2): pass
+    """)
+    args, model_args = repo.parse("--model Other", {**TRAINED, "rate": 7.0})
+    assert model_args == {"rate": 2} and args.image_size == 96
+    assert "note: --model was Net in c.pth and is Other now" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv, message", [
-    ([], "models/ holds no model."),
-    (["--model", "A", "B"], "no model could be measured, the lines above say why."),
-    (["--model", "A"], "the following arguments are required: --size. registry.py --help lists the flags."),
-    (["--model", "A", "Bb"], "--model Bb: models/ registers no such model. Did you mean B? Known: A, B."),
+@pytest.mark.parametrize("line, stored, missing", [
+    ("", {}, "--model nor --if_resizing or --if_padding: give them"),
+    ("--model Net", {}, "--if_resizing or --if_padding: give them"),
+    ("--if_padding", {}, "--model: give them"),
+    ("", {"model": "Net", "lr": 1}, "--if_resizing or --if_padding: give them"),
 ])
-def test_nothing_to_list(repo, argv, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["registry.py", *argv])
-    if argv:
-        repo.write("ab.py", """
-            from registry import MODELS
+def test_a_checkpoint_that_stores_nothing_needs_the_flags(flags, repo, line, stored, missing):
+    with pytest.raises(repo.registry.UserError) as caught:
+        repo.parse(line, stored)
+    assert str(caught.value).startswith(f"--checkpoint_path c.pth does not store {missing}")
 
-            @MODELS.register_module("A")
-            @MODELS.register_module("B")
-            def build(size: int):
-                pass
-        """)
-    with pytest.raises(SystemExit) as end:
-        repo.registry.run(repo.registry.main)
-    assert end.value.code == 1 and capsys.readouterr().err == f"error: {message}\n"
+
+def test_missing_model_flags_and_strange_values(flags, repo):
+    with pytest.raises(repo.registry.UserError, match="required: --count, --word"):
+        repo.parse("--model Net --if_padding", {})
+    with pytest.raises(repo.registry.UserError, match="--kind: invalid choice: 'z'"):
+        repo.parse("", {**TRAINED, "kind": "z"})
+    with pytest.raises(repo.registry.UserError, match="--image_size: '-3' is not"):
+        repo.parse("", {**TRAINED, "image_size": -3})
+    with pytest.raises(repo.registry.UserError, match="--model Gone: models/ registers no such model"):
+        repo.parse("", {**TRAINED, "model": "Gone"})
+
+
+def test_no_weights_to_start_from_are_fetched(repo, capsys):
+    repo.write("net.py", """
+        from typing import Optional
+        from registry import MODELS
+
+        @MODELS.register_module()
+        def Net(pretrained: bool = True, pretrained_net=True, pretrained_dct: Optional[str] = None,
+                start_path: str = "default.pth", data_path_like: str = "x"): pass
+    """)
+    stored = {"model": "Net", "if_padding": True, "pretrained": True, "pretrained_net": True, "pretrained_dct": "a.pth",
+              "start_path": "b.pth", "data_path_like": "y"}
+    left_out = {"pretrained": False, "pretrained_net": False, "pretrained_dct": None, "start_path": "default.pth",
+                "data_path_like": "y"}
+    assert repo.parse("", stored)[1] == left_out
+    assert capsys.readouterr().out == "taken from c.pth: --model Net --if_padding --data_path_like y\n"
+    given = repo.parse("--pretrained --pretrained_dct c.pth --start_path=d.pth", stored)[1]
+    assert given == {**left_out, "pretrained": True, "pretrained_dct": "c.pth", "start_path": "d.pth"}
+    training = repo.parse("--model Net --if_padding")[1]
+    assert training["pretrained"] and training["start_path"] == "default.pth"
+    resumed = repo.registry.without_starting_weights("Net", training, ["--model", "Net"])
+    assert resumed == {**left_out, "data_path_like": "x"}

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import data
 import models.mymodel
 import probe_models
-from conftest import make_pictures, run_here, run_script
+from conftest import make_images, run_here, run_script
 
 SMALL = ["--if_resizing", "--image_size", 64, "--num_workers", 0]
 
@@ -51,8 +51,8 @@ def checkpoints(tmp_path_factory):
 # test.py
 
 
-def test_every_checkpoint_of_a_folder_on_every_set(pictures, checkpoints, tmp_path):
-    (tmp_path / "sets.json").write_text(json.dumps({"mani": str(pictures), "all": str(pictures / "set.json")}))
+def test_every_checkpoint_of_a_folder_on_every_set(images, checkpoints, tmp_path):
+    (tmp_path / "sets.json").write_text(json.dumps({"mani": str(images), "all": str(images / "set.json")}))
     done = run_here("test.py", "--model", "MyModel", "--test_data_json", tmp_path / "sets.json", "--checkpoint_path",
                     checkpoints, "--output_dir", tmp_path / "out", "--save_per_image", "--if_predict_label", *SMALL)
     assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -64,7 +64,7 @@ def test_every_checkpoint_of_a_folder_on_every_set(pictures, checkpoints, tmp_pa
     assert [(row["checkpoint"], row["set"], row["metric"]) for row in results] == expected
     value = {(row["checkpoint"], row["set"], row["metric"]): float(row["value"]) for row in results}
     undefined = [row for row in results if row["set"] == "mani" and row["metric"] == "image-level AUC"]
-    assert all(np.isnan(float(row["value"])) and row["pictures"] == "0" and row["left_out"] == "9" for row in undefined)
+    assert all(np.isnan(float(row["value"])) and row["images"] == "0" and row["left_out"] == "9" for row in undefined)
 
     for owner, count in (("mani", 9), ("all", 11)):
         log = log_rows(tmp_path / "out" / owner / "log.txt")
@@ -77,7 +77,7 @@ def test_every_checkpoint_of_a_folder_on_every_set(pictures, checkpoints, tmp_pa
         defined = [float(row["pixel-level F1"]) for row in per_image if row["checkpoint"] == names[2]
                    and row["label"] == "1"]
         assert np.mean(defined) == pytest.approx(value[names[2], owner, "pixel-level F1"]) and len(defined) == 9
-    assert {row["name"] for row in per_image} == {pair[0] for pair in json.loads((pictures / "set.json").read_text())}
+    assert {row["name"] for row in per_image} == {pair[0] for pair in json.loads((images / "set.json").read_text())}
 
     best = max(names, key=lambda name: value[name, "mani", "pixel-level F1"] + value[name, "all", "pixel-level F1"])
     table = [line.split() for line in done.stdout.splitlines() if line.startswith(("mani ", "all "))]
@@ -86,26 +86,29 @@ def test_every_checkpoint_of_a_folder_on_every_set(pictures, checkpoints, tmp_pa
     assert f"* best checkpoint by the mean pixel-level F1 over the sets: {checkpoints / best}" in done.stdout
 
 
-def test_every_form_of_a_checkpoint_loads(pictures, tmp_path):
+def test_every_form_of_a_checkpoint_loads(images, tmp_path):
     state = random_state(0)
     prefixed = {f"module.{key}": value for key, value in state.items()}
     forms = {"bare": state, "model": {"model": state}, "module": prefixed, "both": {"model": prefixed},
              "benco": {"model": state, "optimizer": {}, "epoch": 7, "scaler": {},
-                       "args": argparse.Namespace(lr=1e-4, model="MyModel")}}
+                       "args": argparse.Namespace(lr=1e-4, model="MyModel", if_resizing=True, if_padding=False,
+                                                  image_size=64, edge_mask_width=None, if_not_amp=False)}}
     values = []
     for form, content in forms.items():
         torch.save(content, tmp_path / f"{form}.pth")
-        done = run_here("test.py", "--model", "MyModel", "--test_data_json", pictures, "--checkpoint_path",
-                        tmp_path / f"{form}.pth", "--output_dir", tmp_path / form, *SMALL)
+        flags = [] if form == "benco" else ["--model", "MyModel", "--if_resizing", "--image_size", 64]
+        done = run_here("test.py", "--test_data_json", images, "--checkpoint_path", tmp_path / f"{form}.pth",
+                        "--output_dir", tmp_path / form, "--num_workers", 0, *flags)
         assert done.returncode == 0, (form, done.stderr)
+        assert ("taken from" in done.stdout) == (form == "benco")
         values.append([row["value"] for row in csv_rows(tmp_path / form / "results.csv")])
     assert values == [values[0]] * len(forms) and 0 < float(values[0][0]) < 1
 
 
 @pytest.fixture(scope="module")
 def odd_set(tmp_path_factory):
-    """Twenty-three pictures, three of them authentic, which neither batches nor processes divide."""
-    return make_pictures(tmp_path_factory.mktemp("odd"), 20, seed=5, authentic=3)
+    """Twenty-three images, three of them authentic, which neither batches nor processes divide."""
+    return make_images(tmp_path_factory.mktemp("odd"), 20, seed=5, authentic=3)
 
 
 @pytest.mark.slow
@@ -119,7 +122,7 @@ def test_same_numbers_for_any_batch_size_and_processes(odd_set, checkpoints, tmp
         done = run_script(*command, cwd=tmp_path, processes=processes) if processes > 1 else run_here(*command)
         assert done.returncode == 0, done.stderr
         rows = csv_rows(output / "results.csv")
-        assert {int(row["pictures"]) + int(row["left_out"]) for row in rows} == {23}
+        assert {int(row["images"]) + int(row["left_out"]) for row in rows} == {23}
         return [float(row["value"]) for row in rows]
 
     every = ["--metrics", "PixelF1", "PixelIOU", "PixelAccuracy", "PixelAUC", "--num_workers", 0]
@@ -134,22 +137,22 @@ def test_same_numbers_for_any_batch_size_and_processes(odd_set, checkpoints, tmp
 
 @pytest.mark.slow
 def test_no_model_eval_does_not_hang(odd_set, repository, tmp_path):
-    """Batch norm in training mode on three processes with 8, 8 and 7 pictures; its statistics are not kept."""
+    """Batch norm in training mode on three processes with 8, 8 and 7 images; its statistics are not kept."""
     torch.manual_seed(0)
     torch.save(probe_models.RandomNet().state_dict(), tmp_path / "random.pth")
     done = run_script("test.py", "--model", "RandomNet", "--test_data_json", odd_set, "--checkpoint_path",
                       tmp_path / "random.pth", "--output_dir", tmp_path / "out", "--no_model_eval", "--test_batch_size",
                       3, *SMALL, cwd=tmp_path, processes=3, timeout=120, root=repository)
     assert done.returncode == 0, done.stderr
-    assert csv_rows(tmp_path / "out" / "results.csv")[0]["pictures"] == "20"
+    assert csv_rows(tmp_path / "out" / "results.csv")[0]["images"] == "20"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # test_robust.py
 
 
-def test_attacks_and_strengths(pictures, checkpoints, tmp_path):
-    common = ["--model", "MyModel", "--checkpoint_path", checkpoints, "--test_data_path", pictures, *SMALL]
+def test_attacks_and_strengths(images, checkpoints, tmp_path):
+    common = ["--model", "MyModel", "--checkpoint_path", checkpoints, "--test_data_path", images, *SMALL]
     done = run_here("test_robust.py", *common, "--output_dir", tmp_path / "variance")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert f"checkpoint {checkpoints}/checkpoint-10.pth" in done.stdout  # the newest by number
@@ -171,7 +174,7 @@ def test_attacks_and_strengths(pictures, checkpoints, tmp_path):
         assert len(table) == len(strengths[attack])
 
     done = run_here("test.py", *common[:2], "--checkpoint_path", checkpoints / "checkpoint-10.pth", "--test_data_json",
-                    pictures, "--output_dir", tmp_path / "plain", *SMALL)
+                    images, "--output_dir", tmp_path / "plain", *SMALL)
     assert done.returncode == 0
     assert value["GaussianBlur", 0] == float(csv_rows(tmp_path / "plain" / "results.csv")[0]["value"])
     assert len(set(value.values())) > 10  # the attacks differ
@@ -207,26 +210,26 @@ def files_below(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_masks_have_the_original_size(pictures, red, tmp_path):
+def test_masks_have_the_original_size(images, red, tmp_path):
     """96 x 128, 128 x 96, 80 x 80 pixels, brought to 100 x 100: what padding cropped is 0, what it added is cut off."""
-    printed = save_images("Red", red, pictures, tmp_path / "padded", "--if_padding", "--image_size", 100,
+    printed = save_images("Red", red, images, tmp_path / "padded", "--if_padding", "--image_size", 100,
                           "--test_batch_size", 4)
     assert "9 masks in" in printed and "no scores: the model returns no pred_label" in printed
-    assert "Tp/p000.png comes to 96x128 pixels, more than" in printed
+    assert "; 6 larger than 100x100 are cropped" in printed
     assert not list((tmp_path / "padded").glob("*.json"))
-    save_images("Red", red, pictures, tmp_path / "resized", "--if_resizing", "--image_size", 100)
+    save_images("Red", red, images, tmp_path / "resized", "--if_resizing", "--image_size", 100)
     for i in range(9):
-        picture = data.read_image(pictures / "Tp" / f"p{i:03d}.png")[..., 0]
+        image = data.read_image(images / "Tp" / f"p{i:03d}.png")[..., 0]
         padded, resized = (cv2.imread(str(tmp_path / mode / "pred" / f"p{i:03d}.png"), cv2.IMREAD_UNCHANGED)
                            for mode in ("padded", "resized"))
-        assert padded.dtype == np.uint8 and padded.shape == resized.shape == picture.shape
-        assert np.abs(padded[:100, :100].astype(int) - picture[:100, :100]).max() <= 1
+        assert padded.dtype == np.uint8 and padded.shape == resized.shape == image.shape
+        assert np.abs(padded[:100, :100].astype(int) - image[:100, :100]).max() <= 1
         assert not padded[100:].any() and not padded[:, 100:].any()
-        assert np.abs(resized.astype(int) - picture).mean() < 3  # down and up again
+        assert np.abs(resized.astype(int) - image).mean() < 3  # down and up again
 
 
 def test_folders_with_equal_names_and_overlays(checkpoints, tmp_path):
-    """A plain folder: sub-folders are kept, and pictures that differ in the extension alone get masks of their own."""
+    """A plain folder: sub-folders are kept, and images that differ in the extension alone get masks of their own."""
     folder, rng = tmp_path / "photos", np.random.default_rng(0)
     names = ["a.jpg", "a.png", "a.jpg.png", "b.PNG", "one/a.jpg", "two/a.jpg", "two/deep/c.bmp"]
     for name in names:
@@ -245,11 +248,11 @@ def test_folders_with_equal_names_and_overlays(checkpoints, tmp_path):
     assert all(0 < score < 1 for score in scores.values()) and "7 scores in" in printed
 
 
-def test_nothing_is_written_outside_the_output_folder(pictures, checkpoints, tmp_path):
-    """A JSON may list anything: parents, absolute paths, and one picture twice under different spellings."""
+def test_nothing_is_written_outside_the_output_folder(images, checkpoints, tmp_path):
+    """A JSON may list anything: parents, absolute paths, and one image twice under different spellings."""
     inner = tmp_path / "x" / "y"
-    make_pictures(inner, 2)
-    make_pictures(tmp_path / "other", 2, seed=1)
+    make_images(inner, 2)
+    make_images(tmp_path / "other", 2, seed=1)
     pairs = [["../../other/Tp/p000.png", "Negative"], [str(inner / "Tp/p000.png"), str(inner / "Gt/p000_gt.png")],
              ["Tp/../../../other/Tp/p001.png", "Negative"], ["Tp/p001.png", "Gt/p001_gt.png"],
              ["./Tp/p001.png", "Gt/p001_gt.png"]]
@@ -265,7 +268,7 @@ def test_nothing_is_written_outside_the_output_folder(pictures, checkpoints, tmp
     assert sorted(combined) == masks and "4 scores" in printed
     with_mask = cv2.imread(str(tmp_path / "out" / "overlay" / "x/y/Tp/p000.png"))
     truth = cv2.imread(str(inner / "Gt/p000_gt.png"), cv2.IMREAD_GRAYSCALE)
-    assert np.array_equal(with_mask[:, 128:256, 0], truth)  # picture, mask, heat map
+    assert np.array_equal(with_mask[:, 128:256, 0], truth)  # image, mask, heat map
 
     (tmp_path / "sets.json").write_text(json.dumps({"first": str(inner), "second": str(tmp_path / "other")}))
     save_images("MyModel", checkpoints, tmp_path / "sets.json", tmp_path / "sets", *SMALL)
@@ -276,12 +279,12 @@ def test_nothing_is_written_outside_the_output_folder(pictures, checkpoints, tmp
 
 
 @pytest.mark.slow
-def test_two_processes_merge_their_scores(pictures, checkpoints, tmp_path):
-    alone = save_images("MyModel", checkpoints, pictures / "set.json", tmp_path / "one", *SMALL)
+def test_two_processes_merge_their_scores(images, checkpoints, tmp_path):
+    alone = save_images("MyModel", checkpoints, images / "set.json", tmp_path / "one", *SMALL)
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "pred_label_rank7.json").write_text('{"old": 1}')  # of an earlier run with more processes
     done = run_script("save_images.py", "--model", "MyModel", "--checkpoint_path", checkpoints, "--test_data_path",
-                      pictures / "set.json", "--output_dir", tmp_path / "two", *SMALL, cwd=tmp_path, processes=2)
+                      images / "set.json", "--output_dir", tmp_path / "two", *SMALL, cwd=tmp_path, processes=2)
     assert done.returncode == 0 and "11 scores in" in done.stdout and "11 scores in" in alone, done.stderr
     assert files_below(tmp_path / "two") == sorted([*files_below(tmp_path / "one"), "pred_label_rank1.json"])
     one, two, *ranks = (json.loads((tmp_path / name).read_text()) for name in (
@@ -294,28 +297,48 @@ def test_two_processes_merge_their_scores(pictures, checkpoints, tmp_path):
         assert np.abs(masks[0] - masks[1]).max() <= 1  # another batch may round differently
 
 
+def test_image_files(images, checkpoints, tmp_path):
+    """Works like a folder that holds them; prints each score and where the mask is."""
+    photos = [images / "Tp/p000.png", images / "Au/p009.png"]
+    printed = save_images("MyModel", checkpoints, photos[0], tmp_path / "one", *SMALL)
+    flags = ["--model", "MyModel", "--checkpoint_path", checkpoints, *SMALL]
+    done = run_here("save_images.py", *flags, "--output_dir", tmp_path / "two", "--test_data_path", *photos)
+    assert done.returncode == 0 and files_below(tmp_path / "two" / "pred") == ["Au/p009.png", "Tp/p000.png"], done.stderr
+    scores = json.loads((tmp_path / "two" / "pred_label_combined.json").read_text())
+    for photo, mask in zip(photos, ("Tp/p000.png", "Au/p009.png")):
+        assert f"{photo}: score {scores[photo.name]:.4f}, mask {tmp_path}/two/pred/{mask}\n" in done.stdout
+    assert f"{photos[0]}: score {scores['p000.png']:.4f}, mask {tmp_path}/one/pred/p000.png\n" in printed
+    folder = save_images("MyModel", checkpoints, images / "Tp", tmp_path / "folder", *SMALL)
+    assert "score 0" not in folder
+    for name in ("one", "two"):
+        mask = next((tmp_path / name / "pred").rglob("p000.png"))
+        assert mask.read_bytes() == (tmp_path / "folder" / "pred" / "p000.png").read_bytes()
+    done = run_here("save_images.py", *flags, "--output_dir", tmp_path / "no", "--test_data_path", photos[0], images)
+    assert done.returncode == 1 and f"error: --test_data_path {images}: no such image" in done.stderr
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The model of IMDL-BenCo's tutorial
 
 
-def test_tutorial_model(pictures, tmp_path):
+def test_tutorial_model(images, tmp_path):
     """Logits as pred_mask do for pixel F1 and are clipped as masks; one pred_label for a batch is refused where each
-    picture needs one."""
+    image needs one."""
     model = ["--model", "Tutorial", "--MyModel_Customized_param", 128, "--pre_trained_weights", "none.pth"]
-    done = run_here("train.py", *model, "--data_path", pictures, "--test_data_path", pictures, "--epochs", 1,
+    done = run_here("train.py", *model, "--data_path", images, "--test_data_path", images, "--epochs", 1,
                     "--batch_size", 2, "--output_dir", tmp_path / "run", *SMALL)
     assert done.returncode == 0 and "pixel-level F1: " in done.stdout and "predict_loss: " in done.stdout, done.stderr
-    common = [*model, "--checkpoint_path", tmp_path / "run", "--test_data_path", pictures, *SMALL]
+    common = ["--checkpoint_path", tmp_path / "run", "--test_data_path", images, "--num_workers", 0]
     done = run_here("test.py", *common, "--output_dir", tmp_path / "test")
     assert done.returncode == 0 and 0 < float(csv_rows(tmp_path / "test" / "results.csv")[0]["value"]) < 1, done.stderr
     for flags in (["--if_predict_label"], ["--metrics", "ImageF1"]):
         done = run_here("test.py", *common, "--output_dir", tmp_path / "image", *flags)
         assert done.returncode == 1 and done.stderr.count("\n") == 1
-        wanted = "error: Tutorial: pred_label is () for 2 pictures; return one value per picture"
+        wanted = "error: model Tutorial: pred_label is () for 2 images; return one value per image"
         assert done.stderr.startswith(wanted), done.stderr
     done = run_here("save_images.py", *common, "--output_dir", tmp_path / "images")
     assert done.returncode == 0, done.stderr
     assert len(files_below(tmp_path / "images" / "pred")) == 9 and not list((tmp_path / "images").glob("*.json"))
     assert "note: pred_mask of Tutorial leaves 0..1" in done.stdout
-    reason = "pred_label has shape () for a batch of 2 pictures: one value per picture is wanted"
+    reason = "pred_label has shape () for a batch of 2 images: one value per image is wanted"
     assert f"no scores: {reason}" in done.stdout

@@ -18,12 +18,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import checkpoint
 import data
 import ddp
 import models.mymodel
 import probe_models  # noqa: F401  registers the models of these tests
 import train
-from conftest import make_pictures, run_here, run_script
+from conftest import make_images, run_here, run_script
 
 SMALL = ["--if_resizing", "--image_size", 64, "--num_workers", 0, "--seed", 3]
 
@@ -44,7 +45,7 @@ def equal(first, second):
 
 def saved(folder):
     """The epochs whose checkpoints a folder holds."""
-    return sorted(ddp.checkpoint_epoch(p) for p in folder.glob("*.pth"))
+    return sorted(checkpoint.checkpoint_epoch(p) for p in folder.glob("*.pth"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -52,12 +53,12 @@ def saved(folder):
 
 
 @pytest.fixture(scope="module")
-def run(pictures, tmp_path_factory):
+def run(images, tmp_path_factory):
     """Five epochs of two accumulated steps, evaluated after 2, 4 and 5 on two sets; returns (output folder, output)."""
     folder = tmp_path_factory.mktemp("run")
     sets = folder / "sets.json"
-    sets.write_text(json.dumps({"mani": str(pictures), "all": str(pictures / "set.json")}))
-    done = run_here("train.py", "--model", "MyModel", "--data_path", pictures, "--test_data_path", sets, "--epochs", 5,
+    sets.write_text(json.dumps({"mani": str(images), "all": str(images / "set.json")}))
+    done = run_here("train.py", "--model", "MyModel", "--data_path", images, "--test_data_path", sets, "--epochs", 5,
                     "--test_period", 2, "--save_period", 3, "--batch_size", 2, "--accum_iter", 2, "--lr", 0.3,
                     "--warmup_epochs", 1, "--output_dir", folder / "out", *SMALL)
     assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -85,7 +86,7 @@ def test_keeps_the_newest_the_best_and_every_save_period(run):
                                          f"{folder}/checkpoint-{best}.pth",
                                          f"newest checkpoint: {folder}/checkpoint-4.pth"]
     content = torch.load(folder / "checkpoint-4.pth", weights_only=True)
-    assert {"model", "optimizer", "scaler", "epoch", "args", "rng"} <= set(content)
+    assert {"model", "optimizer", "scaler", "epoch", "args", "best"} <= set(content)
     assert content["epoch"] == 4 and content["args"]["lr"] == 0.3 and content["best"]["epoch"] == best
 
 
@@ -95,12 +96,13 @@ def test_progress_lines(run):
     assert len(lines) == 5
     assert re.fullmatch(rf"Epoch: \[3\]  \[2/5\]  eta: 0:00:0\d  lr: 0\.\d{{6}}  "
                         rf"mask_loss: {pair}  label_loss: {pair}  loss: {pair}  "
-                        rf"grad_norm: {pair}  time: {number}  data: {number}(  max mem: .*)?", lines[1]), lines[1]
+                        rf"grad_norm: {pair}  time: {number}  data: {number} \(\d+%\)  images/s: \d+\.\d(  max mem: .*)?",
+                        lines[1]), lines[1]
     assert re.search(r"model MyModel: 28 parameters, 28 of them trainable; 1 process\(es\) on c", run[1])
-    assert "Test: [3]  all  pixel-level F1: " in run[1] and "(9 pictures, 2 left out)" in run[1]
+    assert "Test: [3]  all  pixel-level F1: " in run[1] and "(9 images, 2 left out)" in run[1]
 
 
-def test_tensorboard_has_the_curves_and_the_pictures(run):
+def test_tensorboard_has_the_curves_and_the_images(run):
     events = EventAccumulator(str(run[0]), size_guidance={"images": 0})
     events.Reload()
     assert {"train/lr", "train/loss", "train/mask_loss", "train/grad_norm", "test/pixel-level F1",
@@ -112,12 +114,12 @@ def test_tensorboard_has_the_curves_and_the_pictures(run):
     for place in ("train", "test mani", "test all"):
         names = "image", "mask", "pred_mask", "pred_mask above 0.5", "visual_image inverted"
         assert {f"{place}/{name}" for name in names} <= tags, tags
-    picture = events.Images("test all/image")[0]
-    assert (picture.width, picture.height) == (2 * 64, 64)  # a batch of two, side by side
+    image = events.Images("test all/image")[0]
+    assert (image.width, image.height) == (2 * 64, 64)  # a batch of two, side by side
 
 
-def test_trains_without_a_test_set_on_a_model_that_returns_the_loss_alone(pictures, tmp_path):
-    done = run_here("train.py", "--model", "LossOnly", "--data_path", pictures, "--epochs", 1, "--output_dir",
+def test_trains_without_a_test_set_on_a_model_that_returns_the_loss_alone(images, tmp_path):
+    done = run_here("train.py", "--model", "LossOnly", "--data_path", images, "--epochs", 1, "--output_dir",
                     tmp_path / "out", *SMALL)
     assert (done.returncode, done.stderr) == (0, "")
     assert rows(tmp_path / "out")[0]["train_plain_number"] == 0.5 and saved(tmp_path / "out") == [0]
@@ -127,10 +129,10 @@ def test_trains_without_a_test_set_on_a_model_that_returns_the_loss_alone(pictur
 # Arithmetic
 
 
-def test_equals_a_plain_loop_with_an_incomplete_last_group(pictures, tmp_path, monkeypatch):
-    """Ten pictures in batches of 2, two accumulated: an epoch's third step is over one batch, and counts in full."""
-    pairs = json.loads((pictures / "set.json").read_text())[:10]
-    (tmp_path / "ten.json").write_text(json.dumps([[str(pictures / a), b if b == "Negative" else str(pictures / b)]
+def test_equals_a_plain_loop_with_an_incomplete_last_group(images, tmp_path, monkeypatch):
+    """Ten images in batches of 2, two accumulated: an epoch's third step is over one batch, and counts in full."""
+    pairs = json.loads((images / "set.json").read_text())[:10]
+    (tmp_path / "ten.json").write_text(json.dumps([[str(images / a), b if b == "Negative" else str(images / b)]
                                                    for a, b in pairs]))
     monkeypatch.setattr("albumentations.Compose", lambda transforms: None)  # no augmentation
     epochs, warmup, peak = 4, 1, 0.05
@@ -141,7 +143,7 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(pictures, tmp_path, m
 
     dataset = data.open_dataset(tmp_path / "ten.json", "", image_size=64, seed=3)
     batches = data.TrainBatches(dataset, 2, seed=3)
-    torch.manual_seed(3)
+    ddp.seed_everything(3)
     model = models.mymodel.MyModel()
     optimizer = torch.optim.AdamW([{"params": [model.conv.weight], "weight_decay": 0.5},
                                    {"params": [model.conv.bias], "weight_decay": 0.0}],
@@ -156,7 +158,7 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(pictures, tmp_path, m
             lr = peak * now if now < warmup else 0.001 + (peak - 0.001) / 2 * (1 + cosine)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            group = sum(order[start:start + 2], [])  # one batch of all pictures of the group
+            group = sum(order[start:start + 2], [])  # one batch of all images of the group
             batch = data.to_device(data.collate([dataset[i] for i in group]), torch.device("cpu"))
             optimizer.zero_grad()
             model(**batch)["backward_loss"].backward()
@@ -170,31 +172,32 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(pictures, tmp_path, m
 # Stopping and going on
 
 
-def random_net(pictures, output, *more):
+def random_net(images, output, *more):
     """The command line of a run with dropout and batch norm."""
-    return ["train.py", "--model", "RandomNet", "--data_path", pictures / "set.json", "--test_data_path", pictures,
+    return ["train.py", "--model", "RandomNet", "--data_path", images / "set.json", "--test_data_path", images,
             "--epochs", 4, "--test_period", 1, "--batch_size", 4, "--lr", 0.02, "--warmup_epochs", 1, "--metrics",
             "PixelAUC", "--output_dir", output, *SMALL, *more]
 
 
 @pytest.mark.parametrize("stop", ["after epoch 1 was saved", "before epoch 2 is saved"])
-def test_stopped_and_resumed_equals_an_uninterrupted_run(pictures, tmp_path, monkeypatch, stop):
+def test_stopped_and_resumed_equals_an_uninterrupted_run(images, tmp_path, monkeypatch, stop):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    assert run_here(*random_net(pictures, straight)).returncode == 0
+    assert run_here(*random_net(images, straight)).returncode == 0
 
-    save = ddp.save_checkpoint
-    def save_and_stop(path, checkpoint):
-        if checkpoint["epoch"] == 2:
+    save = checkpoint.save_checkpoint
+
+    def save_and_stop(path, content):
+        if content["epoch"] == 2:
             raise KeyboardInterrupt
-        save(path, checkpoint)
-        if checkpoint["epoch"] == 1 and stop.startswith("after"):
+        save(path, content)
+        if content["epoch"] == 1 and stop.startswith("after"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ddp, "save_checkpoint", save_and_stop)
-        assert run_here(*random_net(pictures, resumed)).returncode == 1
+        patch.setattr(checkpoint, "save_checkpoint", save_and_stop)
+        assert run_here(*random_net(images, resumed)).returncode == 1
     assert len(rows(resumed)) == (2 if stop.startswith("after") else 3)
-    done = run_here(*random_net(pictures, resumed, "--resume", "auto"))
+    done = run_here(*random_net(images, resumed, "--resume", "auto"))
     assert done.returncode == 0, done.stderr
     assert f"resumed from {resumed}/checkpoint-1.pth: epoch 2 comes next" in done.stdout and "note:" not in done.stdout
     assert equal(weights(straight / "checkpoint-3.pth"), weights(resumed / "checkpoint-3.pth"))
@@ -206,10 +209,10 @@ def test_stopped_and_resumed_equals_an_uninterrupted_run(pictures, tmp_path, mon
     assert said[0].endswith(f"checkpoint-{first['best']['epoch']}.pth")
 
 
-def test_resume_takes_weights_alone_keeps_the_best_and_says_what_changed(pictures, tmp_path, run):
+def test_resume_takes_weights_alone_keeps_the_best_and_says_what_changed(images, tmp_path, run):
     """With a learning rate of 0 every epoch scores the same, so the first stays the best."""
     torch.save({"model": weights(run[0] / "checkpoint-4.pth")}, tmp_path / "weights.pth")
-    flags = ["--model", "MyModel", "--data_path", pictures, "--test_data_path", pictures, "--lr", 0, "--output_dir",
+    flags = ["--model", "MyModel", "--data_path", images, "--test_data_path", images, "--lr", 0, "--output_dir",
              tmp_path / "out", *SMALL]
     done = run_here("train.py", "--resume", tmp_path / "weights.pth", "--epochs", 1, *flags)
     assert done.returncode == 0 and "holds no optimizer, so training starts at epoch 0" in done.stdout, done.stderr
@@ -221,13 +224,13 @@ def test_resume_takes_weights_alone_keeps_the_best_and_says_what_changed(picture
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments(pictures, repository, tmp_path):
+def test_kill_9_at_random_moments(images, repository, tmp_path):
     """Three kills, anywhere between the first log line and the last checkpoint; each time `--resume auto` goes on."""
     more = ["--epochs", 40, "--resume", "auto", "--num_workers", 1, "--no_fingerprint"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert run_script(*random_net(pictures, straight, *more), cwd=tmp_path, root=repository).returncode == 0
+    assert run_script(*random_net(images, straight, *more), cwd=tmp_path, root=repository).returncode == 0
     for share in (0.1, 0.4, 0.7):
-        command = [sys.executable, repository / "train.py", *random_net(pictures, killed, *more)[1:]]
+        command = [sys.executable, repository / "train.py", *random_net(images, killed, *more)[1:]]
         process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.PIPE, text=True,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})
         for line in process.stdout:
@@ -237,7 +240,7 @@ def test_kill_9_at_random_moments(pictures, repository, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.stdout.close()
         assert process.wait() == -signal.SIGKILL
-    done = run_script(*random_net(pictures, killed, *more), cwd=tmp_path, root=repository)
+    done = run_script(*random_net(images, killed, *more), cwd=tmp_path, root=repository)
     assert done.returncode == 0 and "resumed from" in done.stdout, done.stderr
     assert equal(weights(straight / "checkpoint-39.pth"), weights(killed / "checkpoint-39.pth"))
     assert rows(straight) == rows(killed)
@@ -251,8 +254,8 @@ def test_kill_9_at_random_moments(pictures, repository, tmp_path):
 def test_two_processes(tmp_path, repository):
     """Two processes with batches of 2 train as one with batches of 4; a run of two goes on as if never stopped, and its
     evaluation is that of the saved weights, batch norm's statistics included."""
-    pictures = make_pictures(tmp_path / "pictures", 8)
-    flags = ["--model", "MyModel", "--data_path", pictures, "--epochs", 2, "--lr", 0.1, "--warmup_epochs", 0, *SMALL]
+    images = make_images(tmp_path / "images", 8)
+    flags = ["--model", "MyModel", "--data_path", images, "--epochs", 2, "--lr", 0.1, "--warmup_epochs", 0, *SMALL]
     assert run_here("train.py", "--batch_size", 4, "--output_dir", tmp_path / "one", *flags).returncode == 0
     done = run_script("train.py", "--batch_size", 2, "--output_dir", tmp_path / "two", *flags, cwd=tmp_path,
                       processes=2)
@@ -265,18 +268,18 @@ def test_two_processes(tmp_path, repository):
         assert first["train_grad_norm"] == pytest.approx(second["train_grad_norm"], rel=1e-4)
 
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    done = run_script(*random_net(pictures, straight, "--save_period", 1), cwd=tmp_path, root=repository, processes=2)
+    done = run_script(*random_net(images, straight, "--save_period", 1), cwd=tmp_path, root=repository, processes=2)
     assert done.returncode == 0, done.stderr
     resumed.mkdir()
     (straight / "checkpoint-1.pth").rename(resumed / "checkpoint-1.pth")
-    done = run_script(*random_net(pictures, resumed, "--resume", "auto"), cwd=tmp_path, root=repository, processes=2)
-    assert done.returncode == 0 and "random states start anew" not in done.stdout, done.stderr
+    done = run_script(*random_net(images, resumed, "--resume", "auto"), cwd=tmp_path, root=repository, processes=2)
+    assert done.returncode == 0, done.stderr
     assert equal(weights(straight / "checkpoint-3.pth"), weights(resumed / "checkpoint-3.pth"))
     assert rows(straight)[2:] == rows(resumed)
-    done = run_here("test.py", "--model", "RandomNet", "--test_data_json", pictures, "--checkpoint_path", straight,
+    done = run_here("test.py", "--model", "RandomNet", "--test_data_json", images, "--checkpoint_path", straight,
                     "--metrics", "PixelAUC", "--output_dir", tmp_path / "test", *SMALL)
     assert done.returncode == 0, done.stderr
-    tested, trained = rows(tmp_path / "test" / "pictures"), rows(straight)
+    tested, trained = rows(tmp_path / "test" / "images"), rows(straight)
     assert [row["epoch"] for row in tested] == [0, 2, 3]
     for row in tested:
         assert row["test_pixel-level AUC"] == pytest.approx(trained[row["epoch"]]["test_pixel-level AUC"], abs=1e-6)

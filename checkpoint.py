@@ -1,0 +1,236 @@
+"""Finding, loading and saving checkpoints, and what they know about their training."""
+import argparse
+import math
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+
+import ddp
+from log import replacing, say
+from registry import UserError, note_changes
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def checkpoint_epoch(path):
+    """Return n of `checkpoint-<n>.pth`, or None for another name."""
+    match = re.fullmatch(r"checkpoint-(\d+)\.pth", Path(path).name)
+    return int(match[1]) if match else None
+
+
+def list_checkpoints(folder):
+    """Return the checkpoint-<n>.pth files of a folder in order of n."""
+    return sorted((p for p in Path(folder).iterdir() if checkpoint_epoch(p) is not None), key=checkpoint_epoch)
+
+
+def find_checkpoints(path, flag):
+    """Return the checkpoint files that a path means: the file, or all checkpoint-<n>.pth of a folder in order of n."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{flag} {path}: no such file or folder. "
+                        "Give a .pth file or a folder with checkpoint-<n>.pth files.")
+    found = list_checkpoints(path)
+    if not found:
+        others = sorted(p.name for p in path.glob("*.pth"))
+        cure = f"It does hold {', '.join(others[:5])}: give one of these files." if others else "Give another."
+        raise UserError(f"{flag} {path}: this folder holds no checkpoint-<n>.pth. {cure}")
+    return found
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a dict of plain types and tensors; nobody ever meets half a file."""
+    with replacing(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def load_checkpoint(path, flag, mmap=True):
+    """Read a checkpoint, a dict, without executing anything in it.
+
+    With `mmap` tensors come from the disk only where they are used, so that an optimizer's state costs nothing. Raises
+    UserError where the file is truncated or no checkpoint, or holds code.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # IMDL-BenCo stores its arguments so
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            raise UserError(f"{flag} {path}: holds the object {code[1]}, which can execute code, so it is not "
+                            "loaded. Save the weights alone: torch.save({'model': model.state_dict()}, path)."
+                            ) from None
+        reason = getattr(error, "strerror", None) or "is truncated or no checkpoint"
+        raise UserError(f"{flag} {path}: {reason}. Copy it again or give another file that torch.save wrote.") from None
+    if not isinstance(content, dict) or not content:
+        content = {"model": None}  # what `state_dict_of` refuses
+    return content
+
+
+def state_dict_of(content, path, flag):
+    """Return a checkpoint's state dict, under "model" or "state_dict" or the whole; UserError where there is none.
+
+    The prefixes `module.` (DDP) and `_orig_mod.` (torch.compile) are taken off.
+    """
+    state = content.get("model", content.get("state_dict", content))
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise UserError(f"{flag} {path}: holds no state dict, neither under 'model' nor by itself. "
+                        "Give a file with {'model': state_dict}.")
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}
+
+
+def load_weights(model, path, flag, mmap=True):
+    """Load a checkpoint's weights into a bare model, strictly, and return all that the checkpoint holds.
+
+    Raises UserError with the first keys or shapes that differ.
+    """
+    content = load_checkpoint(path, flag, mmap)
+    state, own = state_dict_of(content, path, flag), model.state_dict()
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+                  for key in own if key in state and state[key].shape != own[key].shape]
+        parts = [("missing keys", [key for key in own if key not in state]),
+                 ("unexpected", [key for key in state if key not in own]), ("of another shape", shapes)]
+        found = ", ".join(f"{len(keys)} {what} ({', '.join(keys[:2])}{', ...' * (len(keys) > 2)})"
+                          for what, keys in parts if keys)
+        raise UserError(f"{flag} {path} does not fit {type(model).__name__}: {found or str(error).splitlines()[0]}. "
+                        "Use the --model and flags of the training.") from None
+    return content
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a checkpoint knows
+
+
+def choose_checkpoint(path):
+    """Return the one checkpoint that `--checkpoint_path` means, its content, and why it was chosen.
+
+    Of a folder that is the run's best by its first metric if the newest records one whose file is there, else the
+    newest.
+    """
+    found = find_checkpoints(path, "--checkpoint_path")
+    newest = load_checkpoint(found[-1], "--checkpoint_path")
+    if not Path(path).is_dir():
+        return found[0], newest, ""
+    best = newest.get("best") or {}
+    best_file = Path(path) / f"checkpoint-{best.get('epoch')}.pth"
+    if best_file in found:
+        return (best_file, load_checkpoint(best_file, "--checkpoint_path"),
+                f", epoch {best['epoch']}, the best of the folder by {best['metric']} ({best['value']:.4f})")
+    return found[-1], newest, f", epoch {checkpoint_epoch(found[-1])}, the newest of the folder (which records no best)"
+
+
+def args_of(content):
+    """Return the {flag: value} of a checkpoint's training, stored as a dict or IMDL-BenCo's Namespace; {} if none."""
+    stored = content.get("args")
+    stored = vars(stored) if isinstance(stored, argparse.Namespace) else stored
+    return stored if isinstance(stored, dict) else {}
+
+
+def stored_args(args):
+    """Return (path, {flag: value} of the training) of the checkpoint that `--checkpoint_path` means."""
+    path, content, _ = choose_checkpoint(args.checkpoint_path)
+    return path, args_of(content)
+
+
+def load_chosen(model, path):
+    """Load the one checkpoint that `--checkpoint_path` means into a bare model, say which it is, return its path."""
+    path, _, why = choose_checkpoint(path)
+    load_weights(model, path, "--checkpoint_path")
+    say(f"checkpoint {path}{why}")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resuming
+
+
+def find_resume(resume, output_dir):
+    """Return the checkpoint file that `--resume` means, or None to start from the beginning.
+
+    An earlier run's checkpoints in `output_dir` are neither overwritten nor mixed in: UserError.
+    """
+    earlier, flag = list_checkpoints(output_dir), f"--resume {resume}"
+    if resume == "auto":
+        resume = output_dir if earlier else None
+        if resume is None:
+            say(f"--resume auto: no checkpoint in {output_dir}, so training starts at the beginning")
+    with ddp.fail_together():
+        path = find_checkpoints(resume, "--resume")[-1] if resume else None
+    found = ddp.gather(path and path.name)
+    if len(set(found)) > 1:  # several machines, each with a disk of its own
+        raise UserError(f"{flag}: the processes find different checkpoints ({', '.join(map(str, found))}). Copy the "
+                        "newest to the same place on every machine, or share --output_dir.")
+    if earlier and path and path.parent.resolve() == Path(output_dir).resolve():
+        if path.name != earlier[-1].name:
+            raise UserError(f"--resume {path}: {output_dir} holds later checkpoints up to {earlier[-1].name}, which "
+                            "would get mixed with new ones: move them away, or give another --output_dir.")
+    elif earlier:
+        raise UserError(f"--output_dir {output_dir} holds {len(earlier)} checkpoints of an earlier run: give --resume "
+                        "auto to go on with it, or another --output_dir.")
+    return path
+
+
+def resume_training(path, model, optimizer, scaler, args, model_args, metric):
+    """Load a checkpoint into model, optimizer and scaler, if one is given, and decide where training starts.
+
+    Args:
+        path: checkpoint file or None (see `find_resume`)
+        args, model_args: this run's flags, which override those in the checkpoint; changes are said
+        metric: name of the metric that decides which checkpoint is best
+
+    Returns:
+        (epoch, best): the first epoch to train, and {"epoch", "value", "metric", "folder"} of the best so far
+    """
+    epoch, best = args.start_epoch, {"epoch": None, "value": -math.inf, "metric": metric, "folder": args.output_dir}
+    if path:
+        with ddp.fail_together():
+            content = load_weights(model, path, "--resume", mmap=False)
+            if "optimizer" in content:
+                load_optimizer(optimizer, scaler, content, path)
+        if "optimizer" in content:
+            epoch = content.get("epoch", epoch - 1) + 1
+            free = ("resume", "start_epoch", "output_dir", "log_dir", "num_workers", "no_progress", "world_size",
+                    "local_rank", "dist_url")  # of no consequence for the result
+            note_changes(args_of(content), path.name, {key: value for key, value in {**vars(args), **model_args}.items()
+                                                       if key not in free})
+            best = stored_best(content, path, best)
+            say(f"resumed from {path}: epoch {epoch} comes next")
+        else:
+            say(f"weights from {path}; it holds no optimizer, so training starts at epoch {epoch}")
+    if epoch >= args.epochs:
+        raise UserError(f"nothing left to train: the next epoch is {epoch} and --epochs is {args.epochs}; raise "
+                        "--epochs.")
+    return epoch, best
+
+
+def load_optimizer(optimizer, scaler, content, path):
+    """Restore the state of optimizer and loss scaler; UserError where it doesn't fit."""
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+        for group, flags in zip(optimizer.param_groups, settings):
+            group.update(flags)  # this run's flags override those in the checkpoint
+        if content.get("scaler"):  # empty in a checkpoint from a run without mixed precision
+            scaler.load_state_dict(content["scaler"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"--resume {path}: its optimizer state doesn't fit this optimizer ({error}). Resume with the "
+                        "same optimizer, or keep only the weights: torch.save({'model': ...}).") from None
+
+
+def stored_best(content, path, best):
+    """Return the best score that a checkpoint records, or `best`, which has none yet, where it is of another metric."""
+    stored = content.get("best") or best
+    if stored["metric"] != best["metric"]:
+        say(f"note: the best score of {path.name} was of {stored['metric']}; the best {best['metric']} is looked for "
+            "from here on")
+        return best
+    if (path.parent / f"checkpoint-{stored['epoch']}.pth").exists():  # the folder may have been moved
+        stored["folder"] = str(path.parent)
+    return stored

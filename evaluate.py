@@ -1,0 +1,213 @@
+"""The one evaluation loop that every script uses, its `Result`, and the check of a model's output."""
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+import torch
+
+import data
+import ddp
+from log import Progress
+from metrics import PixelMetric, refuse_bad_values, refuse_repeated, valid_pixels
+from registry import UserError
+
+
+def check_output(output, batch, metrics, model_name, training=False):
+    """Raise UserError where the form of a model's output isn't that of the interface; see models/mymodel.py.
+
+    Called once per epoch and evaluation. Needed are a dict, what the metrics name, and in training a `backward_loss`;
+    what is optional must have its shape where it is there.
+    """
+    def refuse(text):
+        raise UserError(f"model {model_name}: {text}")
+
+    if not isinstance(output, Mapping):
+        refuse(f"forward returned {type(output).__name__}; return a dict with backward_loss, pred_mask and so on.")
+    for metric in metrics:
+        if output.get(metric.key) is None:
+            refuse(f"forward returned no {metric.key}, which the metric '{metric.name}' needs; return {metric.key} or "
+                   "take the metric off the list.")
+    mask, pred, loss, count = batch["mask"], output.get("pred_mask"), output.get("backward_loss"), len(batch["label"])
+    if pred is not None and pred.shape != mask.shape:
+        refuse(f"pred_mask is {tuple(pred.shape)} but the mask is {tuple(mask.shape)}; return pred_mask with one value "
+               "for every pixel of the mask.")
+    for metric in image_metrics(metrics)[:1]:
+        if label_scores(output, batch["label"]) is None:
+            refuse(f"pred_label is {tuple(torch.as_tensor(output['pred_label']).shape)} for {count} images; return one "
+                   f"value per image, shape ({count},), or take '{metric.name}' off the list.")
+    for name, value in (output.get("visual_loss") or {}).items():
+        if not (isinstance(value, (int, float)) or (torch.is_tensor(value) and value.numel() == 1)):
+            refuse(f"visual_loss {name!r} is no scalar; return one number per name.")
+    for name, value in (output.get("visual_image") or {}).items():
+        if not (torch.is_tensor(value) and value.dim() == 4 and value.shape[1] in (1, 3)):
+            shape = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
+            refuse(f"visual_image {name!r} is {shape}; return (B, 1, H, W) or (B, 3, H, W).")
+    if training and (not torch.is_tensor(loss) or loss.numel() != 1 or not loss.requires_grad):
+        what = f"a tensor {tuple(loss.shape)}" if torch.is_tensor(loss) else type(loss).__name__
+        refuse(f"training needs backward_loss, a scalar tensor with a gradient; forward returned {what}.")
+
+
+def label_scores(output, label):
+    """Return pred_label as (B,) float64 on the device of `label` (B,); None where it isn't one value per image."""
+    scores, count = output.get("pred_label"), len(label)
+    if scores is None:
+        return None
+    scores = torch.as_tensor(scores, dtype=torch.float64, device=label.device).detach()
+    fits = scores.shape in ((count,), (count, 1)) or scores.dim() == 0 and count == 1
+    return scores.reshape(count) if fits else None
+
+
+@dataclass
+class Result:
+    """What `evaluate` found, the same on every rank; the arrays are in the order of the dataset."""
+
+    values: dict  # metric's name -> value, NaN when it is undefined for every image
+    counted: dict  # metric's name -> number of images that it is over
+    left_out: dict  # metric's name -> number of images left out because it is undefined for them
+    score: np.ndarray  # (N,) pred_label, NaN without one
+    label: np.ndarray  # (N,)
+    per_image: dict  # pixel metric's name -> (N,)
+    names: Optional[list]
+
+    def rows(self):
+        """Yield one dict per image, for a CSV."""
+        for i, (score, label) in enumerate(zip(self.score, self.label)):
+            row = {"index": i, "name": self.names[i] if self.names else "", "label": int(label), "score": score}
+            yield row | {name: column[i] for name, column in self.per_image.items()}
+
+    def describe(self):
+        """Return one line: each value and the images it is over."""
+        return ", ".join(f"{name}: {value:.4f} ({self.counted[name]} images, {self.left_out[name]} left out)"
+                         for name, value in self.values.items())
+
+
+def evaluation_options(args, device):
+    """Return the keyword arguments that a script calls `evaluate` with, from its flags."""
+    return dict(device=device, batch_size=args.test_batch_size, num_workers=args.num_workers, pin_memory=args.pin_mem,
+                amp=not args.if_not_amp, model_eval=not args.no_model_eval, progress=not args.no_progress,
+                model_name=args.model)
+
+
+def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=1, num_workers=0, pin_memory=False,
+             amp=False, model_eval=True, progress=False, model_name=None, label="testing", on_batch=None,
+             keep_names=False):
+    """Run the bare model over this rank's share of a dataset, and judge all ranks' images together.
+
+    The ranks meet once, after the loop, so their numbers of batches may differ. Values are averaged in the order of the
+    dataset, so neither batch size nor number of processes changes them. A UserError on one rank ends all.
+
+    Args:
+        model: the bare module, not its DDP wrapper; left as it was found
+        dataset: an ImageDataset, with or without attacks
+        metrics: list of metric objects
+        device: torch.device of the model
+        batch_size, num_workers, pin_memory: of the loader
+        amp: mixed precision on CUDA
+        model_eval: False leaves the model in the mode it is in (`--no_model_eval`)
+        progress: show how far it is, under `label`
+        model_name: for messages, the class by default
+        on_batch: called as on_batch(batch, output) after each batch
+        keep_names: keep the images' names for `Result.rows`
+
+    Returns:
+        list of `Result`, one per attack strength of the dataset, or one where it has no attacks
+    """
+    refuse_repeated(metrics)
+    model_name = model_name or type(model).__name__
+    loader = data.eval_loader(dataset, batch_size, num_workers, pin_memory, ddp.rank(), ddp.world_size())
+    records, checked = [[] for _ in dataset.attacks or [None]], False  # one list of batches per attack strength
+    # Not inference_mode: what a model caches during forward (position grids) must stay usable in training.
+    with (torch.no_grad(), eval_mode(model, model_eval), ddp.fail_together(),
+          Progress(label, len(dataset), progress) as bar):
+        for versions in loader:
+            versions = versions if dataset.attacks else [versions]
+            for record, loaded in zip(records, versions, strict=True):
+                batch = data.to_device(loaded, device)
+                with torch.autocast(device.type, enabled=amp and device.type == "cuda"):
+                    output = model(**batch)
+                if not checked:
+                    check_output(output, batch, metrics, model_name)
+                    checked = True
+                table = score_batch(output, batch, loaded["shape"], metrics, model_name)
+                record.append((loaded["index"].numpy(), table, batch["name"] if keep_names else []))
+                if on_batch:
+                    on_batch(batch, output)
+            bar.update(len(batch["name"]) * ddp.world_size())
+    shares = ddp.gather(records)
+    return [summarize(sum(parts, []), metrics, len(dataset), keep_names) for parts in zip(*shares)]
+
+
+@contextlib.contextmanager
+def eval_mode(model, model_eval):
+    """Evaluation mode if asked for; afterwards every module's mode and every buffer are what they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(module, name, buffer, buffer.detach().clone()) for module in model.modules()
+               for name, buffer in module.named_buffers(recurse=False)]
+    try:
+        if model_eval:
+            model.eval()
+        for module in model.modules():
+            if isinstance(module, torch.nn.SyncBatchNorm) and module.training:
+                # In training mode each forward would wait for all ranks. In evaluation mode without running statistics
+                # it normalises by this rank's batch, with no waiting.
+                module.training, module.running_mean, module.running_var = False, None, None
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, name, buffer, value in buffers:
+            buffer.copy_(value)
+            setattr(module, name, buffer)
+
+
+def pixel_metrics(metrics):
+    """Return those of a list that judge pixels."""
+    return [metric for metric in metrics if isinstance(metric, PixelMetric)]
+
+
+def image_metrics(metrics):
+    """Return those of a list that judge whole images."""
+    return [metric for metric in metrics if not isinstance(metric, PixelMetric)]
+
+
+def score_batch(output, batch, shape, metrics, model_name):
+    """Return a (B, 2 + pixel metrics) float64 array of one batch: score, label, pixel metrics.
+
+    The device is read once, at the end; `shape` is the batch's on the CPU, since reading the device's stops it.
+    """
+    score, label = label_scores(output, batch["label"]), batch["label"].double()
+    columns = [torch.full_like(label, torch.nan) if score is None else score, label]
+    if pixel_metrics(metrics):
+        pixels = valid_pixels(output["pred_mask"], batch["mask"], shape)
+        columns += [metric.compute(pixels) for metric in pixel_metrics(metrics)] + pixels.checks()
+    columns = torch.stack(columns).cpu().numpy()
+    score, label = columns[:2]
+    refuse_bad_values(image_metrics(metrics), score, score, label * (label - 1), batch["name"], model_name)
+    refuse_bad_values(pixel_metrics(metrics), *columns[-3:], batch["name"], model_name)
+    return columns[:2 + len(pixel_metrics(metrics))].T
+
+
+def summarize(record, metrics, expected, keep_names):
+    """Return the `Result` of all ranks' (index, table of `score_batch`, names), one per batch, of `expected` images."""
+    index, table, names = zip(*record)
+    index, table, names = np.concatenate(index), np.concatenate(table), [name for part in names for name in part]
+    order = np.argsort(index)
+    if index[order].tolist() != list(range(expected)):
+        raise RuntimeError(f"evaluated {len(index)} images, {len(np.unique(index))} of them different, of a dataset of "
+                           f"{expected}: the sampler must give every image once over all ranks.")
+    score, label, *columns = table[order].T
+    per_image = {metric.name: column for metric, column in zip(pixel_metrics(metrics), columns)}
+    values, counted = {}, {}
+    for metric in metrics:
+        if metric.name in per_image:
+            defined = per_image[metric.name][~np.isnan(per_image[metric.name])]
+            value, count = float(defined.mean()) if len(defined) else float("nan"), len(defined)
+        else:
+            value = metric(score, label)
+            count = 0 if np.isnan(value) else expected
+        values[metric.name], counted[metric.name] = value, count
+    left_out = {name: expected - count for name, count in counted.items()}
+    names = [names[i] for i in order] if keep_names else None
+    return Result(values, counted, left_out, score, label, per_image, names)

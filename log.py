@@ -1,0 +1,237 @@
+"""What a run prints and writes: lines on the screen, progress, output folders, JSON lines, CSV, TensorBoard.
+
+Rank 0 alone prints and writes.
+"""
+import contextlib
+import csv
+import datetime
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ddp import fail_together, is_main, world_size
+from registry import UserError
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The screen
+
+
+def say(*words):
+    """Print from rank 0, at once."""
+    if is_main():
+        print(*words, flush=True)
+
+
+def format_table(header, rows):
+    """Return a text table: numbers with 4 decimals, "-" for NaN and None."""
+    def text(value):
+        if value is None or value != value:
+            return "-"
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    lines = [list(map(text, row)) for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+
+class Progress:
+    """How far long work is: a bar on a terminal, elsewhere a line at most every 30 seconds; rank 0 shows it.
+
+        with Progress("testing", len(dataset)) as bar:
+            for batch in loader:
+                ...
+                bar.update(len(batch["name"]))
+
+    Args:
+        label: what is being done
+        total: how many items there are
+        enabled: False shows nothing
+        unit: what the items are
+    """
+
+    def __init__(self, label, total, enabled=True, unit="images"):
+        enabled, terminal = enabled and is_main(), sys.stderr.isatty()
+        self.bar = tqdm(total=total, desc=label, unit=f" {unit}", leave=False, dynamic_ncols=True,
+                        disable=not (enabled and terminal))
+        self.label, self.total, self.unit, self.lines = label, total, unit, enabled and not terminal
+        self.done, self.start, self.shown = 0, time.time(), time.time()
+
+    def update(self, count=1):
+        """Add items that are done."""
+        self.done += count
+        self.bar.update(count)
+        now = time.time()
+        if self.lines and now - self.shown >= 30:
+            self.shown, per_second = now, self.done / (now - self.start)
+            left = datetime.timedelta(seconds=int((self.total - self.done) / per_second))
+            print(f"{self.label}: {self.done} of {self.total} {self.unit}, {per_second:.1f} {self.unit}/s, {left} left",
+                  flush=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+
+class EpochLog:
+    """Progress lines of an epoch of training, and the averages behind them.
+
+    Losses stay on the device and are read only where a line is printed, so that the GPU's queue never runs dry; that
+    is also where a loss that is not finite is noticed.
+
+    Args:
+        header: what stands in front of every line
+        total: number of steps
+        lines: how many lines to print
+    """
+
+    def __init__(self, header, total, lines):
+        self.header, self.total, self.every = header, total, -(-total // lines)
+        self.sums, self.counts, self.steps, self.images, self.read_until = {}, {}, 0, 0, 0
+        self.start = self.clock = time.time()
+        self.times = self.data_times = 0.0
+
+    def each(self, loader):
+        """Yield (step, batch), timing the wait for data."""
+        for step, batch in enumerate(loader):
+            self.data_times += time.time() - self.clock
+            self.images += len(batch["name"]) * world_size()
+            yield step, batch
+            self.times += time.time() - self.clock
+            self.clock = time.time()
+
+    def update(self, values, lr):
+        """Add a step's {name: scalar tensor}; print a line if it is time, UserError when a value is not finite then."""
+        values = {name: torch.as_tensor(value).detach().float().reshape(()) for name, value in values.items()}
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.steps += 1
+        if self.steps % self.every and self.steps != self.total:
+            return
+        means, elapsed = self.means(), time.time() - self.start
+        left = datetime.timedelta(seconds=int(elapsed / self.steps * (self.total - self.steps)))
+        parts = [self.header, f"[{self.steps}/{self.total}]", f"eta: {left}", f"lr: {lr:.6f}",
+                 *(f"{name}: {value.item():.4f} ({means[name]:.4f})" for name, value in values.items()),
+                 f"time: {self.times / max(1, self.steps - 1):.4f}",
+                 f"data: {self.data_times / self.steps:.4f} ({self.data_times / elapsed:.0%})",
+                 f"images/s: {self.images / elapsed:.1f}"]
+        if torch.cuda.is_available():
+            parts.append(f"max mem: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
+        say("  ".join(parts))
+
+    def means(self):
+        """Return {name: average so far}; UserError where one is not finite."""
+        means = {name: value.item() / self.counts[name] for name, value in self.sums.items()}
+        for name, value in means.items():
+            if not np.isfinite(value) and name != "grad_norm":  # the loss scaler skips a gradient that overflows
+                raise UserError(f"{self.header} {name} became {value} between steps {self.read_until} and "
+                                f"{self.steps}: lower --lr, try --if_not_amp, or look for a division by zero in the "
+                                "model's loss.")
+        self.read_until = self.steps
+        return means
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def open_output(args, model_args):
+    """Make the folders of --output_dir and --log_dir, print command and arguments; return both paths.
+
+    Says whether there are results of an earlier test, which are replaced. Raises UserError, on all ranks, where nothing
+    can be written.
+    """
+    with fail_together():
+        output_dir = make_output_dir(args.output_dir, "--output_dir")
+        log_dir = make_output_dir(getattr(args, "log_dir", None) or args.output_dir, "--log_dir")
+    if any((output_dir / name).exists() for name in ("results.csv", "pred")):
+        say(f"note: {output_dir} holds results of an earlier run; those of the same name are replaced")
+    say(f"command: {' '.join(sys.argv)}\narguments: {json.dumps({**vars(args), **model_args})}")
+    return output_dir, log_dir
+
+
+def make_output_dir(path, flag):
+    """Create a folder, prove that it can be written to and return it; UserError naming the flag otherwise."""
+    path = Path(path)
+    if is_main():
+        probe = path / f".probe{os.getpid()}"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"{flag} {path}: can't be written to ({error.strerror}). "
+                            "Give a folder that you may write to.") from None
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path to write to, which then becomes `path`: so nobody ever meets half a file.
+
+    Makes the folder. Raises UserError where writing fails, and leaves an earlier file as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        reason = getattr(error, "strerror", None) or "writing failed"
+        raise UserError(f"{path} can't be written ({reason}). Free some space or give another folder.") from None
+
+
+def write_file(path, content):
+    """Write str (UTF-8) or bytes, by way of a temporary file (see `replacing`)."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+
+
+def append_file(path, text):
+    """Append str (UTF-8) to a file."""
+    with open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        file.write(text)
+
+
+def json_lines(records):
+    """Return dicts as lines of JSON; NaN and infinity, which JSON doesn't know, become null."""
+    return "".join(json.dumps({key: None if isinstance(value, float) and not np.isfinite(value) else value
+                               for key, value in record.items()}) + "\n" for record in records)
+
+
+def csv_lines(rows, header=True):
+    """Return dicts that share their keys as lines of CSV."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0])
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def tensorboard(log_dir, fresh=False, purge_step=None):
+    """Yield a SummaryWriter on rank 0 and None elsewhere.
+
+    `fresh` removes the events of an earlier run from the folder, `purge_step` hides those from a step on.
+    """
+    if not is_main():
+        yield None
+        return
+    for earlier in Path(log_dir).glob("events.out.tfevents.*") if fresh else ():
+        earlier.unlink()
+    from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds to import
+    with SummaryWriter(str(log_dir), purge_step=purge_step) as writer:
+        yield writer

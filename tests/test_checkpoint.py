@@ -1,0 +1,77 @@
+"""checkpoint.py: which file a path means, and that a test script needs nothing but the checkpoint and the data.
+
+Run: python -m pytest tests/test_checkpoint.py
+"""
+import argparse
+import csv
+
+import pytest
+import torch
+
+import checkpoint
+import models.mymodel
+from conftest import run_here
+
+SMALL = ["--num_workers", 0]
+
+
+def numbers(output):
+    """What a script found: the values of its CSV, or the bytes of its masks."""
+    if (output / "results.csv").exists():
+        with open(output / "results.csv", newline="") as lines:
+            return [row["value"] for row in csv.DictReader(lines)]
+    return {path.name: path.read_bytes() for path in (output / "pred").rglob("*.png")}
+
+
+def run(script, output, *flags):
+    done = run_here(script, "--output_dir", output, *SMALL, *flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name, own, shared", [
+    ("MyModel", ["--kernel_size", 5], ["--if_padding", "--image_size", 100, "--edge_mask_width", 7]),
+    ("MyConvNeXt", ["--backbone", "convnext_atto", "--no-pretrained"], ["--if_resizing", "--image_size", 64]),
+])
+def test_nothing_but_the_checkpoint_and_the_data(images, tmp_path, monkeypatch, name, own, shared):
+    """The numbers are those with every flag, also where IMDL-BenCo's Namespace stores them; and nothing is fetched,
+    though the checkpoint says that its training started from pretrained weights."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run("train.py", tmp_path / "run", "--model", name, *own, *shared, "--data_path", images, "--epochs", 1,
+        "--batch_size", 3)
+    file = tmp_path / "run" / "checkpoint-0.pth"
+    content = torch.load(file, weights_only=True)
+    content["args"] |= {key: True for key in content["args"] if key.startswith("pretrained")}
+    torch.save(content, file)
+    torch.save({"model": content["model"], "args": argparse.Namespace(**content["args"])}, tmp_path / "benco.pth")
+
+    for script in ("test.py", "test_robust.py", "save_images.py")[:: 1 if name == "MyModel" else 2]:
+        data_flags = ["--test_data_json" if script == "test.py" else "--test_data_path", images]
+        full, short, benco = (tmp_path / f"{script}-{form}" for form in ("full", "short", "benco"))
+        printed = run(script, short, "--checkpoint_path", tmp_path / "run", *data_flags)
+        assert f"taken from {file}: --model {name} " in printed and "note: --" not in printed
+        run(script, full, "--checkpoint_path", file, *data_flags, "--model", name, *own, *shared)
+        run(script, benco, "--checkpoint_path", tmp_path / "benco.pth", *data_flags)
+        assert numbers(short) == numbers(full) == numbers(benco) and len(numbers(short)) > 1
+
+    # --resume loads the checkpoint over weights that were to be downloaded, so they aren't
+    flags = [word for word in own if word != "--no-pretrained"]
+    printed = run("train.py", tmp_path / "run", "--model", name, *flags, *shared, "--data_path", images, "--epochs", 2,
+                  "--batch_size", 3, "--resume", "auto")
+    assert "epoch 1 comes next" in printed and "pretrained was" not in printed
+
+
+def test_what_a_folder_means(tmp_path):
+    """The best if the newest checkpoint records one that is there, else the newest; a file means itself."""
+    state = models.mymodel.MyModel().state_dict()
+    best = {"epoch": 2, "value": 0.5, "metric": "pixel-level F1", "folder": "moved/away"}
+    for epoch in (0, 2, 10):
+        torch.save({"model": state, "epoch": epoch, "best": best}, tmp_path / f"checkpoint-{epoch}.pth")
+    path, content, why = checkpoint.choose_checkpoint(tmp_path)
+    assert path.name == "checkpoint-2.pth" and content["epoch"] == 2
+    assert why == ", epoch 2, the best of the folder by pixel-level F1 (0.5000)"
+    assert checkpoint.choose_checkpoint(tmp_path / "checkpoint-0.pth")[0].name == "checkpoint-0.pth"
+    assert checkpoint.find_resume("auto", tmp_path).name == "checkpoint-10.pth"
+    (tmp_path / "checkpoint-2.pth").unlink()
+    path, content, why = checkpoint.choose_checkpoint(tmp_path)
+    assert path.name == "checkpoint-10.pth" and content["epoch"] == 10 and "epoch 10, the newest of the folder" in why

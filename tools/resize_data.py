@@ -1,0 +1,216 @@
+"""Copy a dataset with smaller images and masks, since decoding large images is what makes loading slow.
+
+    python tools/resize_data.py my_set my_set_1024 --long_side 1024
+    python tools/resize_data.py NIST16.json NIST16_1024 --long_side 1024
+
+The source is a folder (any tree; every file of it is copied) or a dataset JSON, which is rewritten into the target.
+Images are averaged over areas; masks, which are the files below Gt/ or --masks and those named like a_gt or a_mask,
+keep their values. Files that are small enough are copied byte for byte. JPEGs keep their quantisation tables and
+subsampling, and WebP becomes lossless. The same command again continues where an interrupted one stopped.
+"""
+import collections
+import json
+import os
+import shutil
+import sys
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, JpegImagePlugin
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+from data import MASK_SUFFIX, dataset_kind, list_images, read_json, read_pairs, read_sets, resolve_path
+from log import Progress, write_file
+from registry import Parser, UserError, exit_on_user_error, positive
+
+NOTE = ".resize.json"       # in the target: the command's arguments, so that no run mixes two sizes
+UNFINISHED = ".unfinished"  # appended to a file's name until all of it is written
+IMAGE, MASK, OTHER = "image", "mask", "other"  # kinds of files
+Image.MAX_IMAGE_PIXELS = None  # large images are what this is for
+
+
+def list_tree(source, masks):
+    """Return {path: IMAGE, MASK or OTHER} of all files below a folder, hidden ones excepted.
+
+    `masks` is a folder of masks beside those that their names or a folder Gt tell, or None; both paths are resolved.
+    """
+    files = {}
+    images = {os.path.join(source, name) for name in list_images(source)}
+    for folder, folders, names in os.walk(source, followlinks=True):
+        here = Path(folder).resolve()  # links are followed, but not to a folder above
+        folders[:] = sorted(name for name in folders
+                            if not name.startswith(".") and not here.is_relative_to((here / name).resolve()))
+        of_masks = "Gt" in Path(os.path.relpath(folder, source)).parts or (masks and here.is_relative_to(masks))
+        for path in (os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")):
+            is_mask = of_masks or MASK_SUFFIX.search(os.path.splitext(path)[0])
+            files[path] = OTHER if path not in images else MASK if is_mask else IMAGE
+    return files
+
+
+def list_dataset(path, documents):
+    """Return {path: IMAGE or MASK} of all files of a dataset; JSONs go to `documents`, {path: content}."""
+    kind = dataset_kind(path)
+    if kind == "ManiDataset":
+        return {os.path.join(path, side, name): what for side, what in (("Tp", IMAGE), ("Gt", MASK))
+                for name in list_images(os.path.join(path, side))}
+    if kind == "FolderDataset":
+        return {os.path.join(path, name): IMAGE for name in list_images(path)}
+    files = {}
+    content = read_sets(path) if kind == "several" else read_pairs(path, of_sets=kind == "BalancedDataset")
+    documents[os.path.abspath(path)] = content
+    if kind == "JsonDataset":
+        for image, mask in content:
+            files[resolve_path(path, image)] = IMAGE
+            if mask != "Negative":
+                files[resolve_path(path, mask)] = MASK
+    else:
+        for member in content.values() if kind == "several" else (member for _, member in content):
+            files |= list_dataset(resolve_path(path, member), documents)
+    return files
+
+
+def rewrite_paths(document, content, target_of, folder):
+    """Return the content of a dataset JSON with the paths of the smaller copies, relative to `folder`."""
+    def rewrite(path):
+        return Path(os.path.relpath(target_of(resolve_path(document, path)), folder)).as_posix()
+
+    if isinstance(content, dict):
+        return {name: rewrite(path) for name, path in content.items()}
+    return [[first, rewrite(second)] if first in ("ManiDataset", "JsonDataset") else
+            [rewrite(first), second if second == "Negative" else rewrite(second)] for first, second in content]
+
+
+def save_options(image):
+    """Return the options with which PIL saves a smaller copy of an opened image the way the original was saved.
+
+    Pixels are never turned, so the EXIF orientation stays.
+    """
+    options = {}
+    if image.format in ("JPEG", "MPO"):
+        options |= {"qtables": image.quantization, "progressive": bool(image.info.get("progressive"))}
+        if JpegImagePlugin.get_sampling(image) >= 0:
+            options["subsampling"] = JpegImagePlugin.get_sampling(image)
+    elif image.format == "WEBP":
+        options["lossless"] = True
+    elif image.info.get("compression") in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        options["compression"] = image.info["compression"]
+    if image.info.get("icc_profile"):
+        options["icc_profile"] = image.info["icc_profile"]
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # broken EXIF raises many types
+        orientation = 1
+    if orientation in range(2, 9):
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = orientation
+    return options
+
+
+def shrink(image, size, nearest):
+    """Return an opened image with `size` (width, height) in pixels; `nearest` keeps the values of a mask."""
+    if nearest:
+        return image.resize(size, Image.Resampling.NEAREST)
+    plain = {"1": "L", "P": "RGBA" if "transparency" in image.info else "RGB", "PA": "RGBA"}
+    full = image.convert(plain.get(image.mode, image.mode))  # palette indices can't be averaged
+    small = Image.fromarray(cv2.resize(np.asarray(full), size, interpolation=cv2.INTER_AREA))
+    return small if small.mode == full.mode else Image.frombytes(full.mode, small.size, small.tobytes())
+
+
+def copy_file(source, target, long_side, kind):
+    """Write `source` to `target` with sides of at most `long_side` pixels; returns "changed", "copied" or "there"."""
+    if os.path.exists(target) and os.stat(target).st_mtime_ns >= os.stat(source).st_mtime_ns:
+        return "there"
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    image = None if kind == OTHER else Image.open(source)
+    if image is None or max(image.size) <= long_side:
+        shutil.copy2(source, target + UNFINISHED)
+        result = "copied"
+    else:
+        size = [max(1, round(side * long_side / max(image.size))) for side in image.size]
+        image_format = "JPEG" if image.format == "MPO" else image.format
+        options = save_options(image)
+        shrink(image, size, kind == MASK).save(target + UNFINISHED, image_format, **options)
+        result = "changed"
+    os.replace(target + UNFINISHED, target)
+    return result
+
+
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("source", help="a folder (any tree), or a dataset JSON")
+    parser.add_argument("target", help="folder to write; new, empty or an interrupted run's")
+    parser.add_argument("--long_side", type=positive, default=1024,
+                        help="longest side of a copy, in pixels (default: %(default)s)")
+    parser.add_argument("--masks", help="folder below source that holds masks too (default: none)")
+    parser.add_argument("--no_progress", action="store_true", help="don't show progress")
+    args = parser.parse_args()
+
+    # What to copy.
+    source, target, documents = os.path.realpath(args.source), os.path.realpath(args.target), {}
+    if os.path.isdir(source):
+        masks = Path(source, args.masks).resolve() if args.masks else None
+        if masks and not masks.is_dir():
+            raise UserError(f"--masks {args.masks}: no such folder below {args.source}.")
+        files = list_tree(source, masks)
+        if Path(target).is_relative_to(source):
+            raise UserError(f"{args.target} is {args.source} or lies inside it; choose another folder to write to.")
+    else:
+        if args.masks:
+            raise UserError("--masks is for a folder; a JSON says itself which files are masks.")
+        files = {os.path.abspath(path): kind for path, kind in list_dataset(source, documents).items()}
+    if not files:
+        raise UserError(f"{args.source} holds no file to copy.")
+    missing = [path for path in files if not os.path.exists(path)]
+    if missing:
+        raise UserError(f"{args.source}: {len(missing)} of its files do not exist, first {missing[0]}; fix the paths.")
+
+    root = source if os.path.isdir(source) else os.path.commonpath([os.path.dirname(path) for path in files])
+
+    def target_of(path):
+        path = os.path.abspath(path)
+        return os.path.join(target, os.path.basename(path) if path in documents else os.path.relpath(path, root))
+
+    # Nothing may be overwritten but an earlier result of the same command.
+    taken = {os.path.realpath(target_of(path)) for path in (*files, *documents)}
+    if taken & {os.path.realpath(path) for path in (*files, *documents)}:
+        raise UserError(f"{args.target} would overwrite files of {args.source}; choose another folder to write to.")
+    if len(taken) < len(files) + len(documents):
+        raise UserError(f"{args.source}: two of its files would get the same path in {args.target}; rename one.")
+    note_path = os.path.join(target, NOTE)
+    note = {"source": source, "long_side": args.long_side, "masks": args.masks}
+    if os.path.isdir(target) and os.listdir(target) and not os.path.exists(note_path):
+        raise UserError(f"{args.target} is not empty and no earlier resizing made it; give a new or empty folder.")
+    if os.path.exists(note_path) and read_json(note_path) != note:
+        raise UserError(f"{args.target} holds the result of another command (see {NOTE} in it); give a new folder, or "
+                        "the same arguments to continue.")
+    write_file(note_path, json.dumps(note, indent=1))
+
+    def copy(path):
+        try:
+            return copy_file(path, target_of(path), args.long_side, files[path])
+        except (OSError, ValueError, SyntaxError, cv2.error) as error:  # what PIL raises for broken files
+            return f"{path}: {error}"
+
+    # Threads suffice, as codecs release Python's lock, and a killed run leaves no process that goes on writing.
+    count, broken = collections.Counter(), []
+    with ThreadPool(os.cpu_count()) as pool, Progress("resizing", len(files), not args.no_progress, "files") as bar:
+        for result in pool.imap(copy, files, chunksize=8):
+            if result in ("changed", "copied", "there"):
+                count[result] += 1
+            else:
+                broken.append(result)
+            bar.update()
+    for document, content in documents.items():
+        content = rewrite_paths(document, content, target_of, target)
+        write_file(target_of(document), json.dumps(content, indent=1))
+    print(f"{args.target}: {count['changed']} files changed, {count['copied']} copied, {count['there']} already there")
+    if broken:
+        raise UserError(f"{len(broken)} of {len(files)} files can't be read and are left out, first {broken[0]}; "
+                        "fix them and run again.")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,252 @@
+"""Augmentations that tamper, for training, and the attacks of the robustness test.
+
+Importing this file imports albumentations, which takes seconds: the scripts do so where they use it.
+"""
+import functools
+import hashlib
+import math
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else albumentations asks the network for its newest version
+
+import albumentations as albu
+import cv2
+import numpy as np
+
+from registry import UserError
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Augmentations that tamper, for albumentations 2
+
+INPAINT_RADIUS = 3  # pixels
+
+
+class RandomWindowTransform(albu.DualTransform):
+    """Base of augmentations that tamper with one random rectangle of an image and set the mask to 1 there.
+
+    Args:
+        min_h, max_h: height of the rectangle as a fraction of the image's height (0..1)
+        min_w, max_w: width of the rectangle as a fraction of the image's width (0..1)
+        p: probability of applying it to an image
+    """
+
+    def __init__(self, min_h=0.05, max_h=0.5, min_w=0.05, max_w=0.5, p=0.5):
+        super().__init__(p=p)
+        for side, low, high in (("h", min_h, max_h), ("w", min_w, max_w)):
+            if not 0 < low <= high <= 1:
+                raise UserError(f"{type(self).__name__}: min_{side}={low} and max_{side}={high} are fractions of the "
+                                f"image; give 0 < min_{side} <= max_{side} <= 1.")
+        self.min_h, self.max_h, self.min_w, self.max_w = min_h, max_h, min_w, max_w
+
+    def draw_size(self, shape):
+        """Height and width in pixels of a random rectangle in an image of shape (H, W, ...), at least 1 each."""
+        height = round(self.py_random.uniform(self.min_h, self.max_h) * shape[0])
+        width = round(self.py_random.uniform(self.min_w, self.max_w) * shape[1])
+        return max(1, height), max(1, width)
+
+    def draw_corner(self, shape, size):
+        """Top and left in pixels of a rectangle of `size` (h, w) somewhere within an image of shape (H, W, ...)."""
+        return self.py_random.randint(0, shape[0] - size[0]), self.py_random.randint(0, shape[1] - size[1])
+
+    def apply_to_mask(self, mask, window=None, **params):
+        """Mask (H, W), uint8 0/1, with 1 inside the rectangle; `window` is (top, left, height, width) or None."""
+        if window is None:
+            return mask
+        top, left, height, width = window
+        mask = mask.copy()
+        mask[top:top + height, left:left + width] = 1
+        return mask
+
+
+class RandomCopyMove(RandomWindowTransform):
+    """Copies a random rectangle of the image to another place of it, where the mask becomes 1.
+
+    Works on uint8 images (H, W, 3) with masks (H, W) of 0/1. An image in which the rectangle has one possible place
+    only stays as it is. Arguments as in `RandomWindowTransform`.
+    """
+
+    def get_params_dependent_on_data(self, params, data):
+        """Draw `source` (top, left) and `window` (top, left, height, width), pixels; they are at different places."""
+        shape = params["shape"]
+        size = self.draw_size(shape)
+        if size == tuple(shape[:2]):
+            return {"source": None, "window": None}
+        source = target = self.draw_corner(shape, size)
+        while target == source:
+            target = self.draw_corner(shape, size)
+        return {"source": source, "window": (*target, *size)}
+
+    def apply(self, img, source=None, window=None, **params):
+        """The image with the rectangle copied; `source` and `window` as drawn."""
+        if window is None:
+            return img
+        top, left, height, width = window
+        result = img.copy()
+        result[top:top + height, left:left + width] = img[source[0]:source[0] + height, source[1]:source[1] + width]
+        return result
+
+
+class RandomInpainting(RandomWindowTransform):
+    """Fills a random rectangle from its surroundings (cv2.inpaint, Telea or Navier-Stokes); the mask becomes 1 there.
+
+    Works on uint8 images (H, W, 3) with masks (H, W) of 0/1. An image that the rectangle covers whole, or
+    that has a side of one pixel, stays as it is. Arguments as in `RandomWindowTransform`.
+    """
+
+    def get_params_dependent_on_data(self, params, data):
+        """Draw `window` (top, left, height, width), pixels, and `method`, one of OpenCV's two algorithms."""
+        shape = params["shape"]
+        size = self.draw_size(shape)
+        nothing_around = size == tuple(shape[:2]) or min(shape[:2]) == 1  # in one row OpenCV reads beyond the image
+        window = None if nothing_around else (*self.draw_corner(shape, size), *size)
+        return {"window": window, "method": self.py_random.choice([cv2.INPAINT_TELEA, cv2.INPAINT_NS])}
+
+    def apply(self, img, window=None, method=cv2.INPAINT_TELEA, **params):
+        """The image with the rectangle filled; `window` and `method` as drawn."""
+        if window is None:
+            return img
+        hole = self.apply_to_mask(np.zeros(img.shape[:2], np.uint8), window)
+        return cv2.inpaint(img, hole, INPAINT_RADIUS, method)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attacks of the robustness test
+
+
+class AttackWrapper:
+    """An attack at several strengths: iterating gives (strength, transform), with transform(image, name) -> image.
+
+    Images are uint8 (H, W, 3) RGB; `name` is the image's name as its dataset lists it. Strength 0 is no attack. An
+    attack of your own is a subclass that overrides `attack`, and names what its strength counts:
+
+        class GammaWrapper(AttackWrapper):
+            name = "Gamma"
+            strength_unit = "exponent"
+
+            def attack(self, image, strength, name):
+                return np.rint(255 * (image / 255) ** strength).astype(np.uint8)
+
+    Args:
+        strengths: list of numbers
+    """
+
+    name = "Attack"
+    strength_unit = "strength"
+
+    def __init__(self, strengths):
+        self.strengths = list(strengths)
+        if not self.strengths:
+            raise UserError(f"{type(self).__name__}: the list of strengths is empty; give at least one.")
+        for strength in self.strengths:
+            self.check(strength)
+
+    def __iter__(self):
+        for strength in self.strengths:
+            yield strength, functools.partial(self.apply, strength)
+
+    def __len__(self):
+        return len(self.strengths)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.strengths}, {self.strength_unit})"
+
+    def check(self, strength):
+        """Raise UserError where a strength makes no sense; every strength does unless a subclass says otherwise."""
+
+    def refuse(self, strength, wanted):
+        """Raise the UserError that `check` owes the user for a strength; `wanted` says what to give instead."""
+        raise UserError(f"{type(self).__name__}: strength {strength!r} is refused; give {wanted}, or 0 for no attack.")
+
+    def attack(self, image, strength, name):
+        """The attacked copy of `image`, uint8 (H, W, 3) RGB; `image` itself must stay as it is."""
+        raise NotImplementedError
+
+    def apply(self, strength, image, name):
+        """What the pairs of `__iter__` call: `attack`, or `image` itself at strength 0."""
+        if strength == 0:
+            return image
+        attacked = self.attack(image, strength, name)
+        if attacked.dtype != np.uint8 or attacked.shape != image.shape:
+            raise UserError(f"{type(self).__name__}.attack returned {attacked.dtype} {attacked.shape} for {name}; "
+                            f"it must return uint8 {image.shape}, like the image that it was given.")
+        return attacked
+
+
+def is_whole(value):
+    """Whether a strength is a whole number (an int, or a float such as 3.0)."""
+    return isinstance(value, (int, float, np.number)) and float(value).is_integer()
+
+
+class GaussianBlurWrapper(AttackWrapper):
+    """OpenCV's Gaussian blur; the strength is the side k of the k x k kernel, from which OpenCV derives sigma:
+    0.3 ((k - 1) / 2 - 1) + 0.8 pixels."""
+
+    name = "GaussianBlur"
+    strength_unit = "side of the kernel in pixels"
+
+    def check(self, strength):
+        if not is_whole(strength) or strength < 0 or (strength and strength % 2 == 0):
+            self.refuse(strength, "an odd, positive kernel size in pixels")
+
+    def attack(self, image, strength, name):
+        return cv2.GaussianBlur(image, (int(strength), int(strength)), 0)
+
+
+class GaussianNoiseWrapper(AttackWrapper):
+    """Zero-mean Gaussian noise, drawn for each pixel and channel, then rounded and clipped to 0..255.
+
+    The noise depends on (name, strength, seed) only, so neither the batch, the worker nor the process changes it.
+
+    Args:
+        strengths: list of variances, or of standard deviations, on the 0-255 scale
+        unit: "variance" (as in IMDL-BenCo) or "std" (the standard deviation, as in most papers)
+        seed: whole number that makes another set of noises
+    """
+
+    name = "GaussianNoise"
+
+    def __init__(self, strengths, unit="variance", seed=42):
+        names = {"variance": "variance on the 0-255 scale", "std": "standard deviation on the 0-255 scale"}
+        if unit not in names:
+            raise UserError(f"GaussianNoiseWrapper: unit={unit!r} is unknown; give \"variance\" or \"std\".")
+        super().__init__(strengths)
+        self.unit, self.seed = unit, seed
+        self.strength_unit = names[unit]
+
+    def check(self, strength):
+        if not isinstance(strength, (int, float, np.number)) or not math.isfinite(strength) or strength < 0:
+            self.refuse(strength, "a positive number")
+
+    def attack(self, image, strength, name):
+        digest = hashlib.blake2b(f"{name}|{float(strength)}|{self.seed}".encode(), digest_size=8).digest()
+        rng = np.random.default_rng(int.from_bytes(digest, "big"))
+        noisy = rng.standard_normal(image.shape, np.float32)
+        noisy *= math.sqrt(strength) if self.unit == "variance" else strength
+        noisy += image
+        np.rint(noisy, out=noisy)
+        np.clip(noisy, 0, 255, out=noisy)
+        return noisy.astype(np.uint8)
+
+
+class JpegCompressionWrapper(AttackWrapper):
+    """JPEG compression; the strength is exactly the quality, 1..100, that OpenCV's encoder is given (4:2:0 chroma)."""
+
+    name = "JpegCompression"
+    strength_unit = "JPEG quality"
+
+    def check(self, strength):
+        if not is_whole(strength) or not 0 <= strength <= 100:
+            self.refuse(strength, "a whole JPEG quality of 1 to 100")
+
+    def attack(self, image, strength, name):
+        return compress_jpeg(image, int(strength))
+
+
+def encode_jpeg(image, quality):
+    """Bytes (a uint8 vector) of the JPEG file of `image`, uint8 (H, W, 3) RGB, at `quality` 1..100."""
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+
+
+def compress_jpeg(image, quality):
+    """`image`, uint8 (H, W, 3) RGB, as it comes back from a JPEG file of `quality` 1..100."""
+    return cv2.imdecode(encode_jpeg(image, quality), cv2.IMREAD_COLOR_RGB)
