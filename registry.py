@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import re
+import shlex
 import sys
 import traceback
 import types
@@ -344,20 +345,21 @@ def without_starting_weights(name, model_args, argv=None):
 TRAINED_WITH = ("model", "image_size", "if_resizing", "if_padding", "edge_mask_width", "if_not_amp")
 
 
-def stored_words(parser, name, stored, argv):
-    """Return, as words of a command line, what a checkpoint stores about its training and `argv` leaves out."""
-    own = parameters(MODELS.get(name)) if stored.get("model", name) == name else {}
+def flags_of_training(name, stored):
+    """Return the names of the flags that a checkpoint, which stores {flag: value}, passes on to the model `name`."""
+    own = parameters(MODELS.get(name)).values() if stored.get("model", name) == name else ()
+    return [*TRAINED_WITH, *(parameter.name for parameter in own if not is_starting_weights(parameter))]
+
+
+def stored_words(parser, names, stored, argv):
+    """Return, as words of a command line, those of the flags `names` that a checkpoint stores and `argv` leaves out."""
     if is_given("if_resizing", argv) or is_given("if_padding", argv):
         stored = {**stored, "if_resizing": False, "if_padding": False}
     words = []
     for action in parser._actions:
-        key, value = action.dest, stored.get(action.dest)
-        if is_given(key, argv) or key not in stored:
-            continue
-        if key in TRAINED_WITH and value in (None, False) or key in own and is_starting_weights(own[key]):
-            continue
-        if key in TRAINED_WITH or key in own and plain(value) != plain(action.default):
-            values = [] if action.nargs == 0 else list(map(str, value if isinstance(value, (list, tuple)) else [value]))
+        key, value = action.dest, plain(stored.get(action.dest))
+        if key in names and key in stored and not is_given(key, argv) and value != plain(action.default):
+            values = [] if action.nargs == 0 else list(map(str, value if isinstance(value, list) else [value]))
             joined = len(values) == 1 and values[0].startswith("-")  # else argparse takes it for a flag
             words += [f"--{key}={values[0]}"] if joined else [f"--{key}", *values]
     return words
@@ -368,11 +370,17 @@ def plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
+def print_once(text):
+    """Print from torchrun's first process, also before the process group is there."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
 def note_changes(stored, source, values):
     """Print which of {flag: value} differ from those that a checkpoint stores."""
-    for key, value in values.items() if os.environ.get("RANK", "0") == "0" else ():
+    for key, value in values.items():
         if key in stored and plain(stored[key]) != plain(value):
-            print(f"note: --{key} was {stored[key]} in {source} and is {value} now", flush=True)
+            print_once(f"note: --{key} was {stored[key]} in {source} and is {value} now")
 
 
 def parse_args(parser, argv=None, find_stored=None):
@@ -419,7 +427,8 @@ def parse_args(parser, argv=None, find_stored=None):
     model = find_model(name)
     script_flags = [action.dest for action in parser._actions if action.dest != "help"]
     add_model_flags(parser, name, model)
-    taken = stored_words(parser, name, stored, argv)
+    names = flags_of_training(name, stored)
+    taken = stored_words(parser, names, stored, argv)
     values, unknown = parser.parse_known_args(taken + argv)
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
@@ -429,13 +438,11 @@ def parse_args(parser, argv=None, find_stored=None):
         raise UserError(f"unknown flag {word}: neither {parser.prog} nor {name} has it.{nearest(word, flags)}")
     args = argparse.Namespace(**{key: getattr(values, key) for key in script_flags})
     model_args = {key: getattr(values, key) for key in parameters(model) if hasattr(values, key)}
-    if taken and os.environ.get("RANK", "0") == "0":
-        print(f"taken from {source}: {' '.join(taken)}", flush=True)
     if find_stored:
         model_args = without_starting_weights(name, model_args, argv)
-        own = {} if args.model != stored.get("model", args.model) else {
-            key: value for key, value in model_args.items() if not is_starting_weights(parameters(model)[key])}
-        note_changes(stored, source, {**{key: getattr(args, key) for key in TRAINED_WITH}, **own})
+        if taken:
+            print_once(f"taken from {source}: {shlex.join(taken)}")
+        note_changes(stored, source, {key: value for key, value in vars(values).items() if key in names})
     return args, model_args
 
 
