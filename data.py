@@ -655,7 +655,7 @@ class BalancedDataset(ImageDataset):
         return self.sample_number * (len(self.ends) - 1)
 
     def describe(self):
-        return "\n".join([f"{super().describe()}, {len(self)} drawn per epoch", *self.members])
+        return "\n".join([f"{super().describe()}; {len(self)} drawn per epoch", *self.members])
 
     def epoch_indices(self, rng):
         drawn = []

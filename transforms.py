@@ -130,15 +130,17 @@ class AttackWrapper:
         strengths: list of numbers
     """
 
-    name = "Attack"
-    strength_unit = "strength"
+    name, strength_unit = "Attack", "strength"
+    allowed = "a number"  # what a strength must be, besides 0
 
     def __init__(self, strengths):
         self.strengths = list(strengths)
         if not self.strengths:
             raise UserError(f"{type(self).__name__}: the list of strengths is empty; give at least one.")
         for strength in self.strengths:
-            self.check(strength)
+            if not self.allows(strength):
+                raise UserError(f"{type(self).__name__}: strength {strength!r} is refused; give {self.allowed}, or 0 "
+                                "for no attack.")
 
     def __iter__(self):
         for strength in self.strengths:
@@ -150,12 +152,9 @@ class AttackWrapper:
     def __repr__(self):
         return f"{type(self).__name__}({self.strengths}, {self.strength_unit})"
 
-    def check(self, strength):
-        """Raise UserError where a strength makes no sense; every strength does unless a subclass says otherwise."""
-
-    def refuse(self, strength, wanted):
-        """Raise the UserError that `check` owes the user for a strength; `wanted` says what to give instead."""
-        raise UserError(f"{type(self).__name__}: strength {strength!r} is refused; give {wanted}, or 0 for no attack.")
+    def allows(self, strength):
+        """Tell whether a strength makes sense."""
+        return isinstance(strength, (int, float, np.number)) and math.isfinite(strength)
 
     def attack(self, image, strength, name):
         """The attacked copy of `image`, uint8 (H, W, 3) RGB; `image` itself must stay as it is."""
@@ -172,21 +171,15 @@ class AttackWrapper:
         return attacked
 
 
-def is_whole(value):
-    """Whether a strength is a whole number (an int, or a float such as 3.0)."""
-    return isinstance(value, (int, float, np.number)) and float(value).is_integer()
-
-
 class GaussianBlurWrapper(AttackWrapper):
     """OpenCV's Gaussian blur; the strength is the side k of the k x k kernel, from which OpenCV derives sigma:
     0.3 ((k - 1) / 2 - 1) + 0.8 pixels."""
 
-    name = "GaussianBlur"
-    strength_unit = "side of the kernel in pixels"
+    name, strength_unit = "GaussianBlur", "side of the kernel in pixels"
+    allowed = "an odd, positive kernel size in pixels"
 
-    def check(self, strength):
-        if not is_whole(strength) or strength < 0 or (strength and strength % 2 == 0):
-            self.refuse(strength, "an odd, positive kernel size in pixels")
+    def allows(self, strength):
+        return super().allows(strength) and (strength == 0 or strength > 0 and strength % 2 == 1)
 
     def attack(self, image, strength, name):
         return cv2.GaussianBlur(image, (int(strength), int(strength)), 0)
@@ -203,7 +196,7 @@ class GaussianNoiseWrapper(AttackWrapper):
         seed: whole number that makes another set of noises
     """
 
-    name = "GaussianNoise"
+    name, allowed = "GaussianNoise", "a positive number"
 
     def __init__(self, strengths, unit="variance", seed=42):
         names = {"variance": "variance on the 0-255 scale", "std": "standard deviation on the 0-255 scale"}
@@ -213,9 +206,8 @@ class GaussianNoiseWrapper(AttackWrapper):
         self.unit, self.seed = unit, seed
         self.strength_unit = names[unit]
 
-    def check(self, strength):
-        if not isinstance(strength, (int, float, np.number)) or not math.isfinite(strength) or strength < 0:
-            self.refuse(strength, "a positive number")
+    def allows(self, strength):
+        return super().allows(strength) and strength >= 0
 
     def attack(self, image, strength, name):
         digest = hashlib.blake2b(f"{name}|{float(strength)}|{self.seed}".encode(), digest_size=8).digest()
@@ -231,12 +223,11 @@ class GaussianNoiseWrapper(AttackWrapper):
 class JpegCompressionWrapper(AttackWrapper):
     """JPEG compression; the strength is exactly the quality, 1..100, that OpenCV's encoder is given (4:2:0 chroma)."""
 
-    name = "JpegCompression"
-    strength_unit = "JPEG quality"
+    name, strength_unit = "JpegCompression", "JPEG quality"
+    allowed = "a whole JPEG quality of 1 to 100"
 
-    def check(self, strength):
-        if not is_whole(strength) or not 0 <= strength <= 100:
-            self.refuse(strength, "a whole JPEG quality of 1 to 100")
+    def allows(self, strength):
+        return super().allows(strength) and 0 <= strength <= 100 and strength % 1 == 0
 
     def attack(self, image, strength, name):
         return compress_jpeg(image, int(strength))
