@@ -96,13 +96,27 @@ def accuracy(tp, fp, fn, tn):
     return (tp + tn) / (tp + fp + fn + tn)
 
 
-class Metric:
-    """What pixel and image metrics share. `key` is the model output that they judge, `formula` a function of the four
-    counts; a metric without one is the AUC, which needs scores in 0..1."""
+METRICS = {}  # name of the class -> class, for --metrics
 
-    formula = None
+
+class Metric:
+    """What pixel and image metrics share; a subclass of either is known to --metrics as soon as it is defined."""
+
+    key = None  # the model output that it judges
+    title = None  # under which it is reported
+    formula = None  # static method of the four counts, (B,) each -> (B,)
+    takes_scores = False  # True for the AUC, which has no formula and needs scores in 0..1
+
+    def __init_subclass__(cls):
+        if Metric not in cls.__bases__:
+            METRICS[cls.__name__] = cls
 
     def __init__(self, threshold=0.5, mode="origin"):
+        own_way = self.takes_scores or type(self).compute is not Metric.compute
+        missing = "title" if not self.title else "formula" if not (self.formula or own_way) else None
+        if missing:
+            raise UserError(f"metric {type(self).__name__} has no {missing}: give it a title, under which it is "
+                            "reported, and a static method formula(tp, fp, fn, tn) of tensors.")
         if mode not in MODES:
             raise UserError(f"unknown metric mode '{mode}'.{nearest(mode, MODES)} Modes: {', '.join(MODES)}.")
         self.threshold, self.mode = threshold, mode
@@ -111,11 +125,11 @@ class Metric:
 
     def compute(self, samples):
         """One value per sample, (B,) float64; NaN where undefined."""
-        if self.formula:
+        if self.takes_scores:
+            origin, reverse = samples.auc(), 1 - samples.auc()
+        else:
             tp, fp, fn, tn = samples.counts(self.threshold)
             origin, reverse = self.formula(tp, fp, fn, tn), self.formula(fn, tn, tp, fp)
-        else:
-            origin, reverse = samples.auc(), 1 - samples.auc()
         return {"origin": origin, "reverse": reverse, "double": torch.maximum(origin, reverse)}[self.mode]
 
 
@@ -181,7 +195,7 @@ class PixelAccuracy(PixelMetric):
 
 
 class PixelAUC(PixelMetric):
-    title = "pixel-level AUC"
+    title, takes_scores = "pixel-level AUC", True
 
     def __init__(self, mode="origin"):
         super().__init__(mode=mode)
@@ -192,7 +206,7 @@ class ImageF1(ImageMetric):
 
 
 class ImageAUC(ImageMetric):
-    title = "image-level AUC"
+    title, takes_scores = "image-level AUC", True
 
     def __init__(self):
         super().__init__()
@@ -200,9 +214,6 @@ class ImageAUC(ImageMetric):
 
 class ImageAccuracy(ImageMetric):
     title, formula = "image-level Accuracy", staticmethod(accuracy)
-
-
-METRICS = {m.__name__: m for m in (PixelF1, PixelIOU, PixelAccuracy, PixelAUC, ImageF1, ImageAUC, ImageAccuracy)}
 
 
 def parse_metrics(specs):
@@ -260,6 +271,6 @@ def refuse_bad_values(metrics, lowest, highest, bad_truth, names=None, model_nam
                 raise UserError(f"{image}: its {truth} holds values other than 0 and 1; correct it.")
             if low != low:
                 raise UserError(f"{model_name}: {metric.key} is NaN for {image}; the training has probably diverged.")
-            if (low < 0 or high > 1) and (metric.key == "pred_label" or not metric.formula):
+            if (low < 0 or high > 1) and (metric.key == "pred_label" or metric.takes_scores):
                 raise UserError(f"{model_name}: {metric.key} reaches from {low:.4g} to {high:.4g} for {image}, but "
                                 f"'{metric.name}' needs probabilities in 0..1; return them through a sigmoid.")

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import (ImageAccuracy, ImageAUC, ImageF1, PixelAccuracy, PixelAUC, PixelF1, PixelIOU, parse_metrics)
+import metrics
+from metrics import ImageAccuracy, ImageAUC, ImageF1, PixelAccuracy, PixelAUC, PixelF1, PixelIOU, parse_metrics
 from registry import UserError
 
 
@@ -106,3 +107,29 @@ def test_metric_names_are_parsed():
                           ("PixelF1:revers", "Did you mean reverse"), ("ImageF1:double", "no modes")):
         with pytest.raises(UserError, match=message):
             parse_metrics([spec])
+
+
+def test_a_metric_of_ones_own_is_known_by_name_as_soon_as_it_is_defined():
+    class PixelPrecision(metrics.PixelMetric):
+        title = "pixel-level precision"
+
+        @staticmethod
+        def formula(tp, fp, fn, tn):
+            return tp / (tp + fp)
+
+    metric, double = parse_metrics(["PixelPrecision", "PixelPrecision:double"])
+    pred, mask = torch.tensor([[[[0.9, 0.8, 0.7, 0.1]]]]), torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]])
+    assert metric(pred, mask).item() == pytest.approx(2 / 3) and metric.name == "pixel-level precision"
+    assert double(1 - pred, mask).item() == pytest.approx(2 / 3)
+
+    class ImageNameless(metrics.ImageMetric):
+        formula = PixelPrecision.formula
+
+    class PixelEmpty(metrics.PixelMetric):
+        title = "pixel-level nothing"
+
+    for name, word in (("ImageNameless", "title"), ("PixelEmpty", "formula")):
+        with pytest.raises(UserError, match=f"metric {name} has no {word}: give it a title"):
+            parse_metrics([name])
+    for name in ("PixelPrecision", "ImageNameless", "PixelEmpty"):
+        del metrics.METRICS[name]
