@@ -8,6 +8,7 @@ is taken from the checkpoint. Writes to --output_dir: pred/ with 8-bit PNGs (pro
 the images; pred_label_rank<r>.json and pred_label_combined.json (name -> probability) if the model has pred_label; with
 --save_overlay overlay/ with image, mask and heat map side by side.
 """
+import argparse
 import collections
 import concurrent.futures
 import json
@@ -34,6 +35,8 @@ def get_args():
     group.add_argument("--checkpoint_path", required=True,
                        help="checkpoint file, or a folder: its best, or where it records none its newest")
     group.add_argument("--save_overlay", action="store_true", help="also write image, mask and heat map side by side")
+    for name in ("metrics", "log_dir", "if_predict_label"):  # IMDL-BenCo's launchers pass them
+        parser.add_argument(f"--{name}", nargs="*", dest=f"unused_{name}", help=argparse.SUPPRESS)
     return parse_args(parser, find_stored=stored_args)
 
 
@@ -104,6 +107,10 @@ def main():
     device = ddp.init(args.device)
     dataset_options = data.dataset_options(args, post_function(args.model, model_args), ddp.is_main())
     output_dir, _ = open_output(args, model_args)
+    unused = [f"--{name.removeprefix('unused_')}" for name, value in vars(args).items()
+              if name.startswith("unused_") and value is not None]
+    if unused:
+        say(f"note: {' '.join(unused)} does nothing here: no metrics are computed, and scores are always saved")
     ddp.seed_everything(args.seed)
     with ddp.fail_together():
         model = build_model(args.model, model_args).to(device)
