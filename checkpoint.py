@@ -49,6 +49,16 @@ def save_checkpoint(path, checkpoint):
         torch.save(checkpoint, temporary)
 
 
+def refuse_broken_weights(model, epoch):
+    """Raise UserError, on all ranks, where a parameter is not finite or a buffer holds NaN (some hold infinity)."""
+    with ddp.fail_together():
+        broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+        broken += [name for name, value in model.named_buffers() if value.isnan().any()]
+        if broken:
+            raise UserError(f"after epoch {epoch} the weights are not finite ({len(broken)} tensors, first "
+                            f"{broken[0]}), so they are not saved: lower --lr, or resume from an earlier checkpoint.")
+
+
 def load_checkpoint(path, flag, mmap=True):
     """Read a checkpoint, a dict, without executing anything in it.
 

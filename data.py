@@ -104,9 +104,12 @@ def read_image(path, turn=False):
     return np.ascontiguousarray(decode(path, read_bytes(path), flags, "RGB"))
 
 
-def read_mask(path):
-    """Read a mask as uint8 (H, W): 1 where the mean of the colour channels is above 127.5, else 0. Raises UserError."""
-    mask = decode(path, read_bytes(path), cv2.IMREAD_UNCHANGED, "RGB")
+def read_mask(path, data=None):
+    """Read a mask as uint8 (H, W): 1 where the mean of the colour channels is above 127.5, else 0. Raises UserError.
+
+    `data` are the bytes of the file where they were read already.
+    """
+    mask = decode(path, read_bytes(path) if data is None else data, cv2.IMREAD_UNCHANGED, "RGB")
     if mask.dtype == np.uint16:
         mask = (mask >> 8).astype(np.uint8)
     elif mask.dtype != np.uint8:
@@ -308,7 +311,7 @@ def resolve_path(json_path, path):
 # Scan: what every file of a dataset is, read once and remembered
 
 SCAN_DTYPE = np.dtype([("size", "i8"), ("mtime", "i8"), ("digest", "S32"), ("height", "i4"), ("width", "i4"),
-                       ("orientation", "i2")])
+                       ("orientation", "i2"), ("tampered", "i1")])  # tampered: of a mask, whether it holds a 1; else -1
 
 
 def tiff_length(image):
@@ -318,10 +321,10 @@ def tiff_length(image):
     return max((start + length for start, length in zip(starts, lengths)), default=0)
 
 
-def scan_file(path):
+def scan_file(path, is_mask):
     """Read a whole file and return its SCAN_DTYPE row: bytes, mtime (ns), BLAKE2 digest, header size, EXIF orientation.
 
-    Raises UserError for a file that is empty, truncated or no image. Compressed pixels are not decoded
+    Raises UserError for a file that is empty, truncated or no image. Of images the compressed pixels are not decoded
     (tools/check_data.py does that).
     """
     data = read_bytes(path)
@@ -343,16 +346,18 @@ def scan_file(path):
     stat = os.stat(path)
     orientation = orientation if orientation in range(1, 9) else 1
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return np.array((stat.st_size, stat.st_mtime_ns, digest, image.height, image.width, orientation), SCAN_DTYPE)
+    tampered = read_mask(path, data).any() if is_mask else -1
+    return np.array((stat.st_size, stat.st_mtime_ns, digest, image.height, image.width, orientation, tampered),
+                    SCAN_DTYPE)
 
 
-def scan(path, files, progress=True):
-    """Return one SCAN_DTYPE row for each of `files`, the images and masks of the dataset at `path`.
+def scan(path, images, masks, progress=True):
+    """Return two arrays of SCAN_DTYPE rows, for the images and for the masks of the dataset at `path`.
 
     Rows are kept in `.<name>.scan.npz` beside the dataset (inside it, for a folder), and a file is read again when its
     size or time of change differs. The cache is a convenience: where it can't be written the scan works all the same.
     """
-    path = Path(path)
+    path, files = Path(path), [*images, *masks]
     cache = path / ".scan.npz" if path.is_dir() else path.with_name(f".{path.name}.scan.npz")
     rows, listing = np.zeros(len(files), SCAN_DTYPE), os.fsencode("\0".join(files))
     try:
@@ -368,14 +373,16 @@ def scan(path, files, progress=True):
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):  # none, or none that can be read
         rows = np.zeros(len(files), SCAN_DTYPE)
     now = np.fromiter(((stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)), "2i8", len(files))
-    stale = np.flatnonzero((rows["size"] != now[:, 0]) | (rows["mtime"] != now[:, 1]))
+    is_mask = np.arange(len(files)) >= len(images)
+    stale = np.flatnonzero((rows["size"] != now[:, 0]) | (rows["mtime"] != now[:, 1])
+                           | is_mask & (rows["tampered"] < 0))
     if not len(stale):
-        return rows
+        return rows[:len(images)], rows[len(images):]
     with (concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
           log.Progress(f"reading {path}", len(stale), progress, "files") as bar):
         for start in range(0, len(stale), 1000):  # all at once, the pool would hold an object for each of millions
             some = stale[start:start + 1000]
-            for i, row in zip(some, pool.map(scan_file, [files[i] for i in some])):
+            for i, row in zip(some, pool.map(scan_file, [files[i] for i in some], is_mask[some])):
                 rows[i] = row
                 bar.update()
     try:
@@ -386,7 +393,7 @@ def scan(path, files, progress=True):
         with contextlib.suppress(OSError):
             partial.unlink()
         log.say(f"note: {cache} can't be written, so the files will be read again next time")
-    return rows
+    return rows[:len(images)], rows[len(images):]
 
 
 def check_sizes(image_paths, mask_paths, image_rows, mask_rows):
@@ -437,10 +444,10 @@ class ImageDataset(Dataset):
         names, images, masks = self.find(path)
         if not names:
             raise UserError(f"{path} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))}).")
-        self.num_tampered = sum(map(bool, masks))
-        self.fingerprint, self.num_larger = "not computed", None  # known when the files were read
+        # What only the files tell: before, a mask counts as one that marks something.
+        self.num_tampered, self.num_larger, self.fingerprint = sum(map(bool, masks)), None, "not computed"
         if fingerprint:
-            self.fingerprint, self.num_larger = self.read_files(images, masks)
+            self.num_tampered, self.num_larger, self.fingerprint = self.read_files(images, masks)
         # One array of bytes each, which forked workers share; a list of str would be copied as it is read.
         self.names, self.images, self.masks = (np.array([os.fsencode(text) for text in texts], dtype=bytes)
                                                for texts in (names, images, masks))
@@ -451,21 +458,25 @@ class ImageDataset(Dataset):
         raise NotImplementedError
 
     def read_files(self, images, masks):
-        """Return the fingerprint, and the number of images that are larger than image_size.
+        """Return the numbers of tampered images and of images larger than image_size, and the fingerprint.
 
         The fingerprint is 12 hexadecimal digits of the names, sizes and contents of all pairs, wherever the dataset
         lies. Raises UserError for broken files and for masks of another size than their images.
         """
-        tampered = [i for i, mask in enumerate(masks) if mask]
-        rows = scan(self.path, [*images, *(masks[i] for i in tampered)], self.progress)
-        check_sizes([images[i] for i in tampered], [masks[i] for i in tampered], rows[tampered], rows[len(images):])
-        larger = np.maximum(rows["height"], rows["width"])[:len(images)] > self.image_size
-        files = [f"{os.path.basename(file)} {size} {digest.decode()}" for file, size, digest in
-                 zip([*images, *(masks[i] for i in tampered)], rows["size"].tolist(), rows["digest"].tolist())]
-        for i, mask in zip(tampered, files[len(images):]):
-            files[i] += f" {mask}"
-        lines = "\n".join(sorted(files[:len(images)]))
-        return hashlib.blake2b(os.fsencode(lines), digest_size=6).hexdigest(), np.count_nonzero(larger)
+        with_mask = [i for i, mask in enumerate(masks) if mask]
+        image_rows, mask_rows = scan(self.path, images, [masks[i] for i in with_mask], self.progress)
+        check_sizes([images[i] for i in with_mask], [masks[i] for i in with_mask], image_rows[with_mask], mask_rows)
+
+        def lines(paths, rows):
+            return [f"{os.path.basename(path)} {size} {digest.decode()}" for path, size, digest in
+                    zip(paths, rows["size"].tolist(), rows["digest"].tolist())]
+
+        pairs = lines(images, image_rows)
+        for i, line in zip(with_mask, lines([masks[i] for i in with_mask], mask_rows)):
+            pairs[i] += f" {line}"
+        digest = hashlib.blake2b(os.fsencode("\n".join(sorted(pairs))), digest_size=6).hexdigest()
+        larger = np.maximum(image_rows["height"], image_rows["width"]) > self.image_size
+        return np.count_nonzero(mask_rows["tampered"]), np.count_nonzero(larger), digest
 
     def describe(self):
         """Return the line that a run prints about the dataset."""
@@ -494,37 +505,34 @@ class ImageDataset(Dataset):
     def __getitem__(self, index):
         image, mask, turned = self.read(index)
         info = {"name": os.fsdecode(self.names[index]), "path": os.fsdecode(self.images[index]),
-                "index": np.int64(index), "original_shape": np.array(image.shape[:2]),
-                "label": np.int64(bool(self.masks[index])), "pristine": not turned}
+                "index": np.int64(index), "original_shape": np.array(image.shape[:2]), "pristine": not turned}
+        if self.transform is not None and self.attacks is None:
+            rng = np.random.default_rng([self.seed, int(self.epoch), index])
+            self.transform.set_random_seed(int(rng.integers(2**31)))
+            augmented = self.transform(image=image, mask=mask)
+            image, mask, info["pristine"] = augmented["image"], augmented["mask"], False
+        info["label"] = np.int64(mask.any())
+        maps = {"mask": mask}
+        if self.edge_kernel is not None:  # on the image's own pixels, as published: before resizing or padding
+            maps["edge_mask"] = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, self.edge_kernel)
         if self.attacks is None:
-            if self.transform is not None:
-                rng = np.random.default_rng([self.seed, int(self.epoch), index])
-                self.transform.set_random_seed(int(rng.integers(2**31)))
-                augmented = self.transform(image=image, mask=mask)
-                image, mask = augmented["image"], augmented["mask"]
-                info["label"] = np.int64(info["label"] or mask.any())  # an augmentation may have tampered with it
-                info["pristine"] = False
-            return self.finish(image, mask, info)
+            return self.finish(image, maps, info)
         file = os.path.basename(info["name"])
-        return [self.finish(transform(image, file), mask, {**info, "pristine": info["pristine"] and not strength})
+        return [self.finish(transform(image, file), maps, {**info, "pristine": info["pristine"] and not strength})
                 for strength, transform in self.attacks]
 
-    def finish(self, image, mask, info):
-        """Bring an image to S x S, add edge mask and shapes, and call the post function."""
-        size, info = self.image_size, dict(info)
-        info["origin_shape"] = np.array(image.shape[:2])
+    def finish(self, image, maps, info):
+        """Bring an image and its maps (mask, edge_mask) to S x S, add shapes, and call the post function."""
+        size, shape = self.image_size, np.array(image.shape[:2])
+        sample = {"image": image, **maps, **info, "origin_shape": shape, "shape": np.array((size, size))}
         if self.padding:
-            image, mask = self.pad(image), self.pad(mask)
-            info["shape"], info["padded"] = np.minimum(info["origin_shape"], size), True
-        else:
-            if image.shape[:2] != (size, size):
-                image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-                mask = cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
-                info["pristine"] = False
-            info["shape"] = np.array((size, size))
-        sample = {"image": image, "mask": mask, **info}
-        if self.edge_kernel is not None:
-            sample["edge_mask"] = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, self.edge_kernel)
+            sample |= {key: self.pad(sample[key]) for key in ("image", *maps)}
+            sample |= {"shape": np.minimum(shape, size), "padded": True}
+        elif image.shape[:2] != (size, size):
+            sample["image"] = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+            sample |= {key: cv2.resize(each, (size, size), interpolation=cv2.INTER_NEAREST)
+                       for key, each in maps.items()}
+            sample["pristine"] = False
         if self.post_func is not None:
             self.post_func(sample)
         del sample["path"], sample["pristine"]
@@ -629,8 +637,8 @@ class BalancedDataset(ImageDataset):
         self.members = []  # the describing line of each set
         for name, start, end in zip(self.paths, self.ends, self.ends[1:]):
             images, masks = (list(map(os.fsdecode, texts[start:end])) for texts in (self.images, self.masks))
-            tampered = sum(map(bool, masks))
-            own = self.read_files(images, masks)[0] if fingerprint else "not computed"
+            tampered, _, own = (self.read_files(images, masks) if fingerprint
+                                else (sum(map(bool, masks)), None, "not computed"))
             self.members.append(f"  {name}: {end - start} images, {tampered} tampered, "
                                 f"{end - start - tampered} authentic, fingerprint {own}"
                                 + (", repeated within an epoch" if end - start < sample_number else ""))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddp import fail_together, is_main, world_size
+from ddp import fail_together, gather, is_main, world_size
 from registry import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,18 +84,20 @@ class Progress:
 class EpochLog:
     """Progress lines of an epoch of training, and the averages behind them.
 
-    Losses stay on the device and are read only where a line is printed, so that the GPU's queue never runs dry; that
-    is also where a loss that is not finite is noticed.
+    Losses and gradient norms stay on the device and are read only where a line is printed, so that the GPU's queue
+    never runs dry; that is also where one that is not finite is noticed, which ends all ranks.
 
     Args:
         header: what stands in front of every line
         total: number of steps
         lines: how many lines to print
+        skips: a loss scaler skips steps whose gradient is not finite; they are counted
     """
 
-    def __init__(self, header, total, lines):
-        self.header, self.total, self.every = header, total, -(-total // lines)
-        self.sums, self.counts, self.steps, self.images, self.read_until = {}, {}, 0, 0, 0
+    def __init__(self, header, total, lines, skips=False):
+        self.header, self.total, self.every, self.skips = header, total, -(-total // lines), skips
+        self.sums, self.counts, self.norms = {}, {}, []
+        self.steps = self.images = self.read_until = self.skipped = 0
         self.start = self.clock = time.time()
         self.times = self.data_times = 0.0
 
@@ -108,12 +110,18 @@ class EpochLog:
             self.times += time.time() - self.clock
             self.clock = time.time()
 
-    def update(self, values, lr):
-        """Add a step's {name: scalar tensor}; print a line if it is time, UserError when a value is not finite then."""
-        values = {name: torch.as_tensor(value).detach().float().reshape(()) for name, value in values.items()}
+    def update(self, losses, lr, norm, names):
+        """Add a step's {name: scalar tensor}, the norm of the gradient (None before an accumulated step is complete)
+        and the names of its images; print a line if it is time."""
+        values = {name: torch.as_tensor(value).detach().float().reshape(()) for name, value in losses.items()}
+        counts = dict.fromkeys(values, 1)
+        if norm is not None:
+            self.norms.append((self.steps, names, norm))
+            values.setdefault("grad_norm", norm.nan_to_num(0.0, 0.0, 0.0))
+            counts.setdefault("grad_norm", norm.isfinite())
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
+            self.counts[name] = self.counts.get(name, 0) + counts[name]
         self.steps += 1
         if self.steps % self.every and self.steps != self.total:
             return
@@ -124,20 +132,39 @@ class EpochLog:
                  f"time: {self.times / max(1, self.steps - 1):.4f}",
                  f"data: {self.data_times / self.steps:.4f} ({self.data_times / elapsed:.0%})",
                  f"images/s: {self.images / elapsed:.1f}"]
+        if self.skipped:
+            parts.append(f"skipped steps: {self.skipped}")
         if torch.cuda.is_available():
             parts.append(f"max mem: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
         say("  ".join(parts))
 
     def means(self):
-        """Return {name: average so far}; UserError where one is not finite."""
-        means = {name: value.item() / self.counts[name] for name, value in self.sums.items()}
-        for name, value in means.items():
-            if not np.isfinite(value) and name != "grad_norm":  # the loss scaler skips a gradient that overflows
-                raise UserError(f"{self.header} {name} became {value} between steps {self.read_until} and "
-                                f"{self.steps}: lower --lr, try --if_not_amp, or look for a division by zero in the "
-                                "model's loss.")
+        """Return {name: average so far}; UserError, on all ranks, where a loss or a gradient is not finite."""
+        means = {name: float(total) / max(1, int(self.counts[name])) for name, total in self.sums.items()}
+        with fail_together():
+            for name, value in means.items():
+                if not np.isfinite(value):
+                    raise UserError(f"{self.header} {name} became {value} between steps {self.read_until} and "
+                                    f"{self.steps}: lower --lr, try --if_not_amp, or look for a division by zero in "
+                                    "the model's loss.")
         self.read_until = self.steps
-        return means
+        self.check_gradients()
+        return {"skipped_steps": self.skipped, **means} if self.skips else means
+
+    def check_gradients(self):
+        """Count the steps whose gradient is not finite, where a loss scaler skipped them; else raise UserError."""
+        norms, self.norms = self.norms, []
+        finite = torch.stack([norm for _, _, norm in norms]).isfinite().tolist() if norms else []
+        broken = [(step, names) for (step, names, _), good in zip(norms, finite) if not good]
+        if self.skips:
+            self.skipped += len(broken)
+        elif broken:
+            step, names = broken[0]
+            names = [name for share in gather(names) for name in share]  # the ranks average their gradients
+            with fail_together():
+                raise UserError(f"{self.header} the gradient of step {step} is not finite, although the loss is; "
+                                f"nothing was saved. Its images: {', '.join(names)}. Look for a square root of 0 or a division "
+                                "by 0 in the model.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -409,7 +409,7 @@ def parse_args(parser, argv=None, find_stored=None):
     except argparse.ArgumentError:
         asked = argparse.Namespace(model=None, help=False)
     if asked.help and not asked.model:
-        parser.epilog = "--model NAME --help also shows that model's flags; python tools/list_models.py lists all models."
+        parser.epilog = "--model NAME --help also shows that model's flags; tools/list_models.py lists all models."
         parser.print_help()
         sys.exit(0)
     source, stored = "", {}

@@ -26,18 +26,21 @@ def get_args():
     group.add_argument("--noise_unit", choices=["variance", "std"], default="variance",
                        help="what the strength of the noise is, on the 0-255 scale: variance as in IMDL-BenCo, or "
                             "standard deviation as in most papers")
+    group.add_argument("--attack_convention", choices=["exact", "imdlbenco"], default="exact",
+                       help="imdlbenco: noise cut off instead of rounded, JPEG with red and blue swapped, as in the "
+                            "curves published with it (default: %(default)s)")
     return parse_args(parser, find_stored=stored_args)
 
 
-def make_attacks(noise_unit, seed):
+def make_attacks(noise_unit, seed, convention):
     """Return the list of attacks."""
     import transforms  # here: with albumentations, which takes seconds
     return [
         # TODO the attacks and their strengths, 0 = no attack: the three below, or a subclass of
         # transforms.AttackWrapper of your own
         transforms.GaussianBlurWrapper([0, 3, 7, 11, 15, 19, 23]),
-        transforms.GaussianNoiseWrapper([3, 7, 11, 15, 19, 23], unit=noise_unit, seed=seed),
-        transforms.JpegCompressionWrapper([50, 60, 70, 80, 90, 100]),
+        transforms.GaussianNoiseWrapper([3, 7, 11, 15, 19, 23], unit=noise_unit, seed=seed, convention=convention),
+        transforms.JpegCompressionWrapper([50, 60, 70, 80, 90, 100], convention=convention),
     ]
 
 
@@ -50,7 +53,7 @@ def main():
         metrics.PixelF1(threshold=0.5),
         metrics.PixelIOU(threshold=0.5),
     ]
-    attacks = make_attacks(args.noise_unit, args.seed)
+    attacks = make_attacks(args.noise_unit, args.seed, args.attack_convention)
     metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label)
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):

@@ -17,7 +17,7 @@ import torch
 import data
 import ddp
 import metrics
-from checkpoint import find_resume, resume_training, save_checkpoint
+from checkpoint import find_resume, refuse_broken_weights, resume_training, save_checkpoint
 from evaluate import check_output, evaluate, evaluation_options
 from log import EpochLog, append_file, json_lines, open_output, say, tensorboard, write_file
 from registry import (UserError, build_model, exit_on_user_error, natural, parse_args, positive, post_function, rate,
@@ -66,12 +66,11 @@ def get_args():
 
 
 def train_transform():
-    """Return the training augmentation, applied to the uint8 image and mask before resizing or padding."""
+    """Return the training augmentation, IMDL-BenCo's, of the uint8 image and mask before resizing or padding."""
     import albumentations as albu  # here: it takes seconds, and only training needs it
 
-    from transforms import RandomCopyMove, RandomInpainting
-    # TODO change the augmentation: any albumentations transform, and RandomCopyMove and RandomInpainting of
-    # transforms.py, which tamper further
+    from transforms import RandomCopyMove, RandomGaussianBlur, RandomInpainting, RandomJpegCompression
+    # TODO change the augmentation: any albumentations transform, and those of transforms.py
     return albu.Compose([
         albu.RandomScale(scale_limit=0.2, p=1.0),
         RandomCopyMove(p=0.1),
@@ -79,17 +78,32 @@ def train_transform():
         albu.HorizontalFlip(p=0.5),
         albu.VerticalFlip(p=0.5),
         albu.RandomBrightnessContrast(brightness_limit=(-0.1, 0.1), contrast_limit=0.1, p=1.0),
-        albu.ImageCompression(quality_range=(70, 100), p=0.2),
+        RandomJpegCompression(quality_range=(70, 100), p=0.2),
         albu.RandomRotate90(p=0.5),
-        albu.GaussianBlur(blur_limit=(3, 7), p=0.2),
+        RandomGaussianBlur(kernel_range=(3, 7), p=0.2),
     ])
 
 
 def make_optimizer(model, weight_decay, lr):
-    """Return the optimizer; the loop sets the learning rate of every parameter group."""
+    """Return the optimizer; the loop scales the learning rate of every parameter group by the schedule."""
     from timm.optim import param_groups_weight_decay  # here: timm takes seconds to import
-    # TODO change the optimizer: any torch.optim class
-    return torch.optim.AdamW(param_groups_weight_decay(model, weight_decay), lr=lr, betas=(0.9, 0.95))
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # names of parameters
+    unknown = sorted(set(exempt) - {name for name, _ in model.named_parameters()})
+    if unknown:
+        raise UserError(f"no_weight_decay() of {type(model).__name__} names {', '.join(unknown)}, which are no "
+                        "parameters of the model; return names of named_parameters().")
+    # TODO change the optimizer: any torch.optim class; a parameter group may have an "lr" or an "lr_scale" of its own
+    return torch.optim.AdamW(param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt), lr=lr)
+
+
+def rate_shares(optimizer, peak):
+    """Return each parameter group's share of the schedule's learning rate: its "lr" / `peak`, times its "lr_scale"."""
+    groups = optimizer.param_groups
+    if not groups or not all("lr" in group for group in groups):
+        raise UserError(f"{type(optimizer).__name__} of make_optimizer has {len(groups)} parameter groups, and each "
+                        "needs an \"lr\", which the schedule scales: return a torch.optim optimizer over the model's "
+                        "parameters.")
+    return [(group["lr"] / peak if peak else 1.0) * group.get("lr_scale", 1.0) for group in groups]
 
 
 def learning_rate(epoch, epochs, warmup_epochs, peak, lowest):
@@ -200,6 +214,7 @@ def main():
     peak = args.lr if args.lr is not None else args.blr * effective_batch / 256
     say(f"peak learning rate {peak:.2e}, effective batch size {effective_batch}, {len(batches)} steps per epoch")
     optimizer = make_optimizer(raw_model, args.weight_decay, peak)
+    shares = rate_shares(optimizer, peak)
     use_amp = device.type == "cuda" and not args.if_not_amp
     scaler = torch.amp.GradScaler(device.type, enabled=use_amp)
     start_epoch, best = resume_training(resume, raw_model, optimizer, scaler, args, model_args, metric_list[0].name)
@@ -211,15 +226,15 @@ def main():
             # One epoch of training
             batches.set_epoch(epoch)
             model.train()
-            progress = EpochLog(f"Epoch: [{epoch}]", len(batches), args.log_per_epoch_count)
+            progress = EpochLog(f"Epoch: [{epoch}]", len(batches), args.log_per_epoch_count, skips=use_amp)
             for step, batch in progress.each(loader):
                 group_start = step - step % args.accum_iter
                 group_size = min(args.accum_iter, len(batches) - group_start)  # an epoch's last group may be smaller
                 last_of_group = step == group_start + group_size - 1
                 lr = learning_rate(epoch + group_start / len(batches), args.epochs, args.warmup_epochs, peak,
                                    args.min_lr)
-                for param_group in optimizer.param_groups:
-                    param_group["lr"] = lr
+                for param_group, share in zip(optimizer.param_groups, shares):
+                    param_group["lr"] = lr * share
                 ddp.seed_everything(args.seed, epoch, step)  # so that a resumed run needs no stored random states
 
                 # forward and backward
@@ -231,21 +246,23 @@ def main():
                     check_output(output, batch, metric_list if test_sets else (), args.model, training=True)
                 loss = output["backward_loss"]
                 scaler.scale(loss / group_size).backward()
-                losses = {**(output.get("visual_loss") or {}), "loss": loss}
+                losses = {"total_loss": loss, **(output.get("visual_loss") or {})}  # the model's own keys win
 
                 # weights
+                norm = None
                 if last_of_group:
                     scaler.unscale_(optimizer)
                     gradients = [p.grad for p in raw_model.parameters() if p.grad is not None]
-                    losses["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+                    norm = torch.nn.utils.get_total_norm(gradients)
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
-                progress.update(losses, lr)
+                progress.update(losses, lr, norm, batch["name"])
 
             # Evaluate
-            row = {f"train_{name}": value for name, value in ddp.average(progress.means()).items()}
-            row = {"epoch": epoch, **row, "train_lr": lr}
+            refuse_broken_weights(raw_model, epoch)
+            losses = ddp.average(progress.means())
+            row = {"epoch": epoch, "train_lr": lr, **{f"train_{name}": value for name, value in losses.items()}}
             if test_sets and ((epoch + 1) % args.test_period == 0 or epoch + 1 == args.epochs):
                 ddp.share_buffers(raw_model)
                 row |= evaluate_sets(raw_model, test_sets, metric_list, writer, epoch, evaluation_options(args, device))

@@ -30,7 +30,7 @@ class RandomWindowTransform(albu.DualTransform):
         p: probability of applying it to an image
     """
 
-    def __init__(self, min_h=0.05, max_h=0.5, min_w=0.05, max_w=0.5, p=0.5):
+    def __init__(self, min_h=0.05, max_h=0.8, min_w=0.05, max_w=0.8, p=0.5):
         super().__init__(p=p)
         for side, low, high in (("h", min_h, max_h), ("w", min_w, max_w)):
             if not 0 < low <= high <= 1:
@@ -110,7 +110,71 @@ class RandomInpainting(RandomWindowTransform):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Augmentations that degrade, in place of albumentations' own
+
+
+class RandomGaussianBlur(albu.ImageOnlyTransform):
+    """Gaussian blur with a random odd kernel size, from which OpenCV derives sigma, as published training did.
+
+    albumentations 2 draws sigma by itself, uniformly from 0.5 to 3.
+
+    Args:
+        kernel_range: smallest and largest side of the kernel in pixels, both odd
+        p: probability of applying it to an image
+    """
+
+    def __init__(self, kernel_range=(3, 7), p=0.5):
+        super().__init__(p=p)
+        if not (kernel_range[0] % 2 == kernel_range[1] % 2 == 1 and 0 < kernel_range[0] <= kernel_range[1]):
+            raise UserError(f"RandomGaussianBlur: kernel_range={kernel_range} is refused; give two odd numbers of "
+                            "pixels, the smaller one first.")
+        self.kernel_range = kernel_range
+
+    def get_params(self):
+        """Draw `kernel`, the side in pixels."""
+        return {"kernel": self.py_random.randrange(self.kernel_range[0], self.kernel_range[1] + 1, 2)}
+
+    def apply(self, img, kernel, **params):
+        """The blurred image."""
+        return cv2.GaussianBlur(img, (kernel, kernel), 0)
+
+
+class RandomJpegCompression(albu.ImageOnlyTransform):
+    """JPEG compression with a random quality, of the colours as they are.
+
+    albumentations' ImageCompression hands RGB to a codec that takes it for BGR, so red and blue are swapped in it.
+
+    Args:
+        quality_range: lowest and highest quality, 1..100
+        p: probability of applying it to an image
+    """
+
+    def __init__(self, quality_range=(70, 100), p=0.5):
+        super().__init__(p=p)
+        if not 1 <= quality_range[0] <= quality_range[1] <= 100:
+            raise UserError(f"RandomJpegCompression: quality_range={quality_range} is refused; give two numbers of 1 "
+                            "to 100, the smaller one first.")
+        self.quality_range = quality_range
+
+    def get_params(self):
+        """Draw `quality`."""
+        return {"quality": self.py_random.randint(*self.quality_range)}
+
+    def apply(self, img, quality, **params):
+        """The image after compression."""
+        return compress_jpeg(img, quality)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Attacks of the robustness test
+
+CONVENTIONS = ("exact", "imdlbenco")
+
+
+def check_convention(convention):
+    """Raise UserError for an unknown convention of an attack."""
+    if convention not in CONVENTIONS:
+        raise UserError(f"attack convention {convention!r} is unknown; give {' or '.join(CONVENTIONS)}.")
 
 
 class AttackWrapper:
@@ -186,7 +250,7 @@ class GaussianBlurWrapper(AttackWrapper):
 
 
 class GaussianNoiseWrapper(AttackWrapper):
-    """Zero-mean Gaussian noise, drawn for each pixel and channel, then rounded and clipped to 0..255.
+    """Zero-mean Gaussian noise, drawn for each pixel and channel, then clipped to 0..255 and rounded.
 
     The noise depends on (name, strength, seed) only, so neither the batch, the worker nor the process changes it.
 
@@ -194,16 +258,18 @@ class GaussianNoiseWrapper(AttackWrapper):
         strengths: list of variances, or of standard deviations, on the 0-255 scale
         unit: "variance" (as in IMDL-BenCo) or "std" (the standard deviation, as in most papers)
         seed: whole number that makes another set of noises
+        convention: "exact", or "imdlbenco", which cuts fractions off instead of rounding: the mean is -0.5
     """
 
     name, allowed = "GaussianNoise", "a positive number"
 
-    def __init__(self, strengths, unit="variance", seed=42):
+    def __init__(self, strengths, unit="variance", seed=42, convention="exact"):
         names = {"variance": "variance on the 0-255 scale", "std": "standard deviation on the 0-255 scale"}
         if unit not in names:
             raise UserError(f"GaussianNoiseWrapper: unit={unit!r} is unknown; give \"variance\" or \"std\".")
+        check_convention(convention)
         super().__init__(strengths)
-        self.unit, self.seed = unit, seed
+        self.unit, self.seed, self.convention = unit, seed, convention
         self.strength_unit = names[unit]
 
     def allows(self, strength):
@@ -215,22 +281,35 @@ class GaussianNoiseWrapper(AttackWrapper):
         noisy = rng.standard_normal(image.shape, np.float32)
         noisy *= math.sqrt(strength) if self.unit == "variance" else strength
         noisy += image
-        np.rint(noisy, out=noisy)
+        if self.convention == "exact":
+            np.rint(noisy, out=noisy)
         np.clip(noisy, 0, 255, out=noisy)
         return noisy.astype(np.uint8)
 
 
 class JpegCompressionWrapper(AttackWrapper):
-    """JPEG compression; the strength is exactly the quality, 1..100, that OpenCV's encoder is given (4:2:0 chroma)."""
+    """JPEG compression; the strength is exactly the quality, 1..100, that OpenCV's encoder is given (4:2:0 chroma).
+
+    Args:
+        strengths: list of qualities
+        convention: "exact", or "imdlbenco", which hands RGB to the encoder as BGR: red and blue are swapped within
+    """
 
     name, strength_unit = "JpegCompression", "JPEG quality"
     allowed = "a whole JPEG quality of 1 to 100"
+
+    def __init__(self, strengths, convention="exact"):
+        check_convention(convention)
+        super().__init__(strengths)
+        self.convention = convention
 
     def allows(self, strength):
         return super().allows(strength) and 0 <= strength <= 100 and strength % 1 == 0
 
     def attack(self, image, strength, name):
-        return compress_jpeg(image, int(strength))
+        if self.convention == "exact":
+            return compress_jpeg(image, int(strength))
+        return np.ascontiguousarray(compress_jpeg(image[..., ::-1], int(strength))[..., ::-1])
 
 
 def encode_jpeg(image, quality):

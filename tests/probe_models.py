@@ -56,14 +56,16 @@ class Red(nn.Module):
 
 @MODELS.register_module()
 class LossOnly(nn.Module):
-    """Returns the one key that training without evaluation needs; a constant `scale` of inf makes it diverge."""
+    """Returns the one key that training without evaluation needs, and a visual_loss of a name that might be taken; a
+    constant `scale` of inf makes it diverge."""
 
     def __init__(self, scale: float = 1.0):
         super().__init__()
         self.conv, self.scale = nn.Conv2d(3, 1, 1), scale
 
     def forward(self, image, *args, **kwargs):
-        return {"backward_loss": self.conv(image).mean() * self.scale, "visual_loss": {"plain_number": 0.5}}
+        return {"backward_loss": self.conv(image).mean() * self.scale,
+                "visual_loss": {"plain_number": 0.5, "loss": 7.0}}
 
 
 @MODELS.register_module()
@@ -90,3 +92,21 @@ class Edges(nn.Module):
 
     def forward(self, image, edge_mask, **kwargs):
         return {"backward_loss": (self.conv(image) * edge_mask).mean()}
+
+
+@MODELS.register_module()
+class Root(nn.Module):
+    """The loss is finite and its gradient is not: the square root of 0, at step `step` of epoch `epoch`. `exempt` are
+    the parameters without weight decay."""
+
+    def __init__(self, step: int = 0, exempt: str = "weight"):
+        super().__init__()
+        self.weight, self.other = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+        self.step, self.calls, self.exempt = step, 0, exempt
+
+    def no_weight_decay(self):
+        return {self.exempt}
+
+    def forward(self, image, *args, **kwargs):
+        self.calls += 1
+        return {"backward_loss": (self.weight * (self.calls <= self.step)).square().sum().sqrt() + self.other.sum()}

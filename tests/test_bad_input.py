@@ -232,7 +232,7 @@ FLAG_CASES = {  # name -> (script, changes, words)
                      ["LossOnly", "no pred_mask"]),
     "no backward_loss": ("train.py", {"--model": "Red"}, ["Red", "backward_loss"]),
     "loss that diverges": ("train.py", {"--model": "LossOnly", "--scale": "inf"},
-                           ["Epoch: [0]", "loss became", "--lr"]),
+                           ["Epoch: [0]", "total_loss became inf", "--lr"]),
     "NaN weights under test": ("test.py", {"--checkpoint_path": "{bad}/nan.pth"},
                                ["MyModel", "pred_mask is NaN", "p000.png"]),
     "NaN weights, saving": ("save_images.py", {"--checkpoint_path": "{bad}/nan.pth"},
@@ -249,7 +249,8 @@ def test_flags_checkpoints_and_models(bad, tmp_path, name):
 CHECKPOINT_CASES = {
     "truncated": "is truncated or no checkpoint", "zero_bytes": "is truncated or no checkpoint",
     "text": "is truncated or no checkpoint", "gone": "No such file", "list": "no state dict",
-    "no_state": "no state dict", "empty_dict": "no state dict", "whole_model": "holds the object models.mymodel.MyModel, which can execute code",
+    "no_state": "no state dict", "empty_dict": "no state dict",
+    "whole_model": "holds the object models.mymodel.MyModel, which can execute code",
     "code": "mkdir, which can execute code",
 }
 

@@ -99,7 +99,7 @@ def plant(root, photographs):
 
     add("cropped_mask", rectangle((76, 112)), kinds=[("sizes differ", "fault")])
     add("turned_mask", rectangle(SIZE[::-1]), kinds=[("sizes differ", "fault")])
-    add("black", np.zeros(SIZE, np.uint8), kinds=[("mask all black", "fault")], on_mask=True)
+    add("black", np.zeros(SIZE, np.uint8), kinds=[("mask all black", "remark")], on_mask=True)
     add("white", np.full(SIZE, 255, np.uint8), kinds=[("mask all white", "fault")], on_mask=True)
     add("zero_one", rectangle() // 255, kinds=[("mask 0/1", "fault")], on_mask=True)
     add("dark", rectangle() // 255 * 100, kinds=[("mask too dark", "fault")], on_mask=True)

@@ -95,13 +95,50 @@ def test_values_are_those_of_albumentations(images, padding):
     assert black.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("padding", [True, False])
 @pytest.mark.parametrize("width", [1, 4, 7])
-def test_edge_mask_is_what_dilation_adds_and_erosion_takes(images, width):
-    batch = load(data.ManiDataset(images, SIZE, padding=True, edge_mask_width=width))
+def test_edge_mask_is_of_the_images_own_pixels(tmp_path, padding, width):
+    """What dilation adds and erosion takes, before resizing or padding: no edge where the image ends."""
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((60, 90, 3), np.uint8))
+    mask = np.zeros((60, 90), np.uint8)
+    mask[20:, 50:] = 1  # reaches the right and the lower border
+    cv2.imwrite(str(tmp_path / "mask.png"), 255 * mask)
+    (tmp_path / "set.json").write_text('[["image.png", "mask.png"]]')
+    dataset = data.JsonDataset(tmp_path / "set.json", SIZE, padding=padding, edge_mask_width=width)
+    band = load(dataset)["edge_mask"][0, 0]
     kernel = cv2.getStructuringElement(cv2.MORPH_CROSS, (width, width))
-    for mask, band in zip(batch["mask"][:, 0].numpy(), batch["edge_mask"][:, 0].numpy()):
-        assert np.array_equal(band, cv2.dilate(mask, kernel) - cv2.erode(mask, kernel))
-        assert (band.sum() > 0) == (width > 1)
+    own = cv2.dilate(mask, kernel) - cv2.erode(mask, kernel)
+    if padding:
+        assert np.array_equal(band[:60, :90].numpy(), own) and not band[60:].any() and not band[:, 90:].any()
+    else:
+        assert np.array_equal(band.numpy(), cv2.resize(own, (SIZE, SIZE), interpolation=cv2.INTER_NEAREST))
+    if width == 7:  # by hand: three pixels on either side of the mask's two inner borders, none at the image's own
+        expected = np.zeros_like(mask)
+        expected[17:, 50:], expected[20:, 47:] = 1, 1
+        expected[23:, 53:] = 0
+        corner = np.s_[17:23, 47:53]  # where the cross makes the band narrower or wider
+        expected[corner] = own[corner]
+        assert np.array_equal(own, expected)
+
+
+def empty_mask(mask, **params):
+    """An augmentation that takes the tampering away."""
+    return np.zeros_like(mask)
+
+
+@pytest.mark.parametrize("fingerprint", [True, False])
+def test_the_mask_decides_the_label(tmp_path, fingerprint):
+    """A black mask is that of an authentic image, whatever its folder; so is one that an augmentation empties."""
+    make_images(tmp_path, 3)
+    cv2.imwrite(str(tmp_path / "Gt/p001_gt.png"), np.zeros((128, 96), np.uint8))
+    dataset = data.ManiDataset(tmp_path, SIZE, fingerprint=fingerprint)
+    assert load(dataset)["label"].tolist() == [1, 0, 1]
+    assert ("3 images, 2 tampered, 1 authentic" in dataset.describe()) == fingerprint
+    dataset.transform = albu.Compose([albu.Lambda(mask=empty_mask, p=1)])
+    assert load(dataset)["label"].tolist() == [0, 0, 0]
+    (tmp_path / "all.json").write_text(json.dumps([["ManiDataset", str(tmp_path)]]))
+    balanced = data.BalancedDataset(tmp_path / "all.json", sample_number=3, fingerprint=fingerprint)
+    assert balanced.describe().count("2 tampered, 1 authentic") == 2 * fingerprint
 
 
 def test_augmented_sizes_and_labels(images):
@@ -462,7 +499,12 @@ def test_a_renamed_image_has_another_fingerprint(tmp_path):
 
 def test_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch, capsys):
     folder, read, scan_file = make_images(tmp_path, 3), [], data.scan_file
-    monkeypatch.setattr(data, "scan_file", lambda path: read.append(os.path.basename(path)) or scan_file(path))
+
+    def read_and_scan(path, is_mask):
+        read.append(os.path.basename(path))
+        return scan_file(path, is_mask)
+
+    monkeypatch.setattr(data, "scan_file", read_and_scan)
 
     def opened(path=folder):
         """Return the fingerprint and the files read for it."""
@@ -509,10 +551,10 @@ def test_calling_a_class_means_that_class(images):
 
 
 def test_image_files_one_by_one(images, tmp_path):
-    paths = [str(images / "Tp/p000.png"), str(images / "Au/p009.png")]
-    dataset = data.FilesDataset(paths, image_size=SIZE)
-    assert load(dataset)["name"] == paths and "2 images, unlabelled" in dataset.describe()
-    assert not list((images / "Tp").glob(".*"))  # no cache among a user's photos
+    paths = [shutil.copy(images / file, tmp_path) for file in ("Tp/p000.png", "Au/p009.png")]
+    dataset = data.FilesDataset(list(map(str, paths)), image_size=SIZE)
+    assert load(dataset)["name"] == list(map(str, paths)) and "2 images, unlabelled" in dataset.describe()
+    assert len(list(tmp_path.iterdir())) == 2  # no cache among a user's photos
     for wrong in (str(tmp_path / "gone.png"), str(images / "set.json")):
         with pytest.raises(UserError, match=f"{wrong}: no such image"):
             data.FilesDataset([*paths, wrong])

@@ -179,11 +179,15 @@ def test_attacks_and_strengths(images, checkpoints, tmp_path):
     assert value["GaussianBlur", 0] == float(csv_rows(tmp_path / "plain" / "results.csv")[0]["value"])
     assert len(set(value.values())) > 10  # the attacks differ
 
-    done = run_here("test_robust.py", *common, "--output_dir", tmp_path / "std", "--noise_unit", "std")
-    assert done.returncode == 0 and "standard deviation on the 0-255 scale" in done.stdout
-    std = {(row["attack"], int(row["strength"])): float(row["value"])
-           for row in csv_rows(tmp_path / "std" / "results.csv") if row["metric"] == "pixel-level F1"}
-    assert all((std[key] != value[key]) == (key[0] == "GaussianNoise") for key in value)
+    for flags, text, changed in ((["--noise_unit", "std"], "standard deviation on the 0-255 scale", ["GaussianNoise"]),
+                                 (["--attack_convention", "imdlbenco"], "imdlbenco",
+                                  ["GaussianNoise", "JpegCompression"])):
+        done = run_here("test_robust.py", *common, "--output_dir", tmp_path / flags[1], *flags)
+        assert done.returncode == 0 and text in done.stdout
+        other = {(row["attack"], int(row["strength"])): float(row["value"])
+                 for row in csv_rows(tmp_path / flags[1] / "results.csv") if row["metric"] == "pixel-level F1"}
+        assert all(other[key] == value[key] or key[0] in changed for key in value)
+        assert {key[0] for key in value if other[key] != value[key]} == set(changed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -297,13 +301,22 @@ def test_two_processes_merge_their_scores(images, checkpoints, tmp_path):
         assert np.abs(masks[0] - masks[1]).max() <= 1  # another batch may round differently
 
 
+def test_flags_of_the_tutorials_launcher_are_accepted_and_that_is_said(images, checkpoints, tmp_path):
+    printed = save_images("MyModel", checkpoints, images, tmp_path / "out", *SMALL, "--log_dir", tmp_path / "log",
+                          "--if_predict_label", "--metrics", "PixelF1", "--world_size", 1, "--dist_url", "env://")
+    assert "note: --metrics --log_dir --if_predict_label does nothing here" in printed
+    assert not (tmp_path / "log").exists() and "does nothing" not in save_images("MyModel", checkpoints, images,
+                                                                                 tmp_path / "plain", *SMALL)
+
+
 def test_image_files(images, checkpoints, tmp_path):
     """Works like a folder that holds them; prints each score and where the mask is."""
     photos = [images / "Tp/p000.png", images / "Au/p009.png"]
     printed = save_images("MyModel", checkpoints, photos[0], tmp_path / "one", *SMALL)
     flags = ["--model", "MyModel", "--checkpoint_path", checkpoints, *SMALL]
     done = run_here("save_images.py", *flags, "--output_dir", tmp_path / "two", "--test_data_path", *photos)
-    assert done.returncode == 0 and files_below(tmp_path / "two" / "pred") == ["Au/p009.png", "Tp/p000.png"], done.stderr
+    assert done.returncode == 0, done.stderr
+    assert files_below(tmp_path / "two" / "pred") == ["Au/p009.png", "Tp/p000.png"]
     scores = json.loads((tmp_path / "two" / "pred_label_combined.json").read_text())
     for photo, mask in zip(photos, ("Tp/p000.png", "Au/p009.png")):
         assert f"{photo}: score {scores[photo.name]:.4f}, mask {tmp_path}/two/pred/{mask}\n" in done.stdout

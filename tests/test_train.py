@@ -3,15 +3,18 @@ as if never stopped.
 
 Run: python -m pytest tests/test_train.py
 """
+import copy
 import json
 import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -25,6 +28,8 @@ import models.mymodel
 import probe_models  # noqa: F401  registers the models of these tests
 import train
 from conftest import make_images, run_here, run_script
+from log import EpochLog
+from registry import UserError
 
 SMALL = ["--if_resizing", "--image_size", 64, "--num_workers", 0, "--seed", 3]
 
@@ -70,7 +75,7 @@ def test_log_has_one_row_per_epoch_with_means_over_the_sets(run):
     assert [row["epoch"] for row in log] == [0, 1, 2, 3, 4]
     assert ["test_pixel-level F1" in row for row in log] == [False, True, False, True, True]
     for row in log:
-        assert {"train_lr", "train_mask_loss", "train_label_loss", "train_loss", "train_grad_norm"} <= set(row)
+        assert {"train_lr", "train_mask_loss", "train_label_loss", "train_total_loss", "train_grad_norm"} <= set(row)
     last = log[-1]
     for metric in ("pixel-level F1", "pixel-level IOU"):
         assert last[f"test_{metric}"] == pytest.approx((last[f"test_mani/{metric}"] + last[f"test_all/{metric}"]) / 2)
@@ -95,8 +100,9 @@ def test_progress_lines(run):
     number, pair = r"\d+\.\d{4}", r"\d+\.\d{4} \(\d+\.\d{4}\)"
     assert len(lines) == 5
     assert re.fullmatch(rf"Epoch: \[3\]  \[2/5\]  eta: 0:00:0\d  lr: 0\.\d{{6}}  "
-                        rf"mask_loss: {pair}  label_loss: {pair}  loss: {pair}  "
-                        rf"grad_norm: {pair}  time: {number}  data: {number} \(\d+%\)  images/s: \d+\.\d(  max mem: .*)?",
+                        rf"total_loss: {pair}  mask_loss: {pair}  label_loss: {pair}  "
+                        rf"grad_norm: {pair}  time: {number}  data: {number} \(\d+%\)  images/s: \d+\.\d"
+                        r"(  max mem: .*)?",
                         lines[1]), lines[1]
     assert re.search(r"model MyModel: 28 parameters, 28 of them trainable; 1 process\(es\) on c", run[1])
     assert "Test: [3]  all  pixel-level F1: " in run[1] and "(9 images, 2 left out)" in run[1]
@@ -105,9 +111,9 @@ def test_progress_lines(run):
 def test_tensorboard_has_the_curves_and_the_images(run):
     events = EventAccumulator(str(run[0]), size_guidance={"images": 0})
     events.Reload()
-    assert {"train/lr", "train/loss", "train/mask_loss", "train/grad_norm", "test/pixel-level F1",
+    assert {"train/lr", "train/total_loss", "train/mask_loss", "train/grad_norm", "test/pixel-level F1",
             "test/mani/pixel-level F1", "test/all/pixel-level IOU"} <= set(events.Tags()["scalars"])
-    assert [e.step for e in events.Scalars("train/loss")] == [0, 1, 2, 3, 4]
+    assert [e.step for e in events.Scalars("train/total_loss")] == [0, 1, 2, 3, 4]
     assert [e.value for e in events.Scalars("test/pixel-level F1")] == pytest.approx(
         [row["test_pixel-level F1"] for row in rows(run[0]) if "test_pixel-level F1" in row])
     tags = set(events.Tags()["images"])
@@ -122,7 +128,9 @@ def test_trains_without_a_test_set_on_a_model_that_returns_the_loss_alone(images
     done = run_here("train.py", "--model", "LossOnly", "--data_path", images, "--epochs", 1, "--output_dir",
                     tmp_path / "out", *SMALL)
     assert (done.returncode, done.stderr) == (0, "")
-    assert rows(tmp_path / "out")[0]["train_plain_number"] == 0.5 and saved(tmp_path / "out") == [0]
+    row, = rows(tmp_path / "out")
+    assert row["train_plain_number"] == 0.5 and row["train_loss"] == 7  # the model's own; the total is total_loss
+    assert row["train_total_loss"] != 7 and saved(tmp_path / "out") == [0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,8 +154,7 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(images, tmp_path, mon
     ddp.seed_everything(3)
     model = models.mymodel.MyModel()
     optimizer = torch.optim.AdamW([{"params": [model.conv.weight], "weight_decay": 0.5},
-                                   {"params": [model.conv.bias], "weight_decay": 0.0}],
-                                  betas=(0.9, 0.95))
+                                   {"params": [model.conv.bias], "weight_decay": 0.0}])
     for epoch in range(epochs):
         batches.set_epoch(epoch)
         order = list(batches)
@@ -166,6 +173,80 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(images, tmp_path, mon
     found = weights(tmp_path / "out" / "checkpoint-3.pth")
     for key, value in model.state_dict().items():
         assert torch.allclose(found[key], value, rtol=0, atol=1e-6), (key, found[key], value)
+
+
+def test_groups_keep_their_ratio_to_the_peak(images, repository, tmp_path):
+    """Two groups of a user's own: a tenth of the learning rate, and half of it by `lr_scale`; after ten steps."""
+    root = tmp_path / "root"
+    shutil.copytree(repository, root)
+    text = (root / "train.py").read_text()
+    start = text.index("    return torch.optim.AdamW(")
+    (root / "train.py").write_text(text[:start] + """    return torch.optim.SGD([
+        {"params": [model.conv.weight], "lr": lr / 10}, {"params": [model.conv.bias], "lr_scale": 0.5}], lr=lr)
+""" + text[text.index("\n", start) + 1:])
+    done = run_script("train.py", "--model", "MyModel", "--data_path", images, "--epochs", 2, "--batch_size", 2, "--lr",
+                      0.1, "--min_lr", 0.01, "--warmup_epochs", 0, "--output_dir", tmp_path / "out", *SMALL,
+                      cwd=tmp_path, root=root)
+    assert done.returncode == 0, done.stderr
+    last = 0.01 + 0.09 / 2 * (1 + math.cos(math.pi * 0.9))  # the tenth of ten steps
+    groups = torch.load(tmp_path / "out" / "checkpoint-1.pth", weights_only=True)["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([last / 10, last / 2])
+    assert rows(tmp_path / "out")[1]["train_lr"] == pytest.approx(last)
+
+
+@pytest.mark.parametrize("optimizer", [types.SimpleNamespace(param_groups=[]),
+                                       types.SimpleNamespace(param_groups=[{"params": []}])])
+def test_an_optimizer_without_groups_or_rates_is_refused(optimizer):
+    with pytest.raises(UserError, match="SimpleNamespace of make_optimizer has . parameter groups, and each needs"):
+        train.rate_shares(optimizer, 0.1)
+
+
+def test_no_weight_decay_of_the_model_is_honoured():
+    model = probe_models.Root()
+    exempt, decayed = train.make_optimizer(model, 0.05, 0.1).param_groups
+    assert exempt["params"][0] is model.weight and exempt["weight_decay"] == 0
+    assert decayed["params"][0] is model.other and decayed["weight_decay"] == 0.05
+    assert exempt["betas"] == (0.9, 0.999)
+    with pytest.raises(UserError, match="no_weight_decay.. of Root names wieght, .* no parameter"):
+        train.make_optimizer(probe_models.Root(exempt="wieght"), 0.05, 0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is not finite
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_anything_is_saved(images, tmp_path):
+    """At step 2 of epoch 1, between two printed lines; the epoch before stays."""
+    command = ["train.py", "--model", "Root", "--step", 11, "--data_path", images / "set.json", "--epochs", 3,
+               "--batch_size", 2, "--log_per_epoch_count", 2, "--save_period", 1, "--output_dir", tmp_path / "out",
+               *SMALL]
+    done = run_here(*command)
+    assert done.returncode == 1 and saved(tmp_path / "out") == [0] and len(rows(tmp_path / "out")) == 1
+    sampler = data.TrainBatches(data.JsonDataset(images / "set.json"), 2, seed=3)
+    sampler.set_epoch(1)
+    names = [json.loads((images / "set.json").read_text())[i][0] for i in list(sampler)[11 - 6]]
+    assert done.stderr.startswith("error: Epoch: [1] the gradient of step 5 is not finite")
+    assert done.stderr.count("\n") == 1
+    assert f"Its images: {', '.join(names)}." in done.stderr
+
+
+def test_a_loss_scaler_skips_such_a_step_and_it_is_counted(capsys):
+    log = EpochLog("Epoch: [0]", 4, 1, skips=True)
+    for norm in (2.0, math.inf, math.nan, 4.0):
+        log.update({"total_loss": torch.tensor(1.0)}, 0.1, torch.tensor(norm), ["a.png"])
+    assert log.means() == {"total_loss": 1, "grad_norm": 3, "skipped_steps": 2}
+    assert "grad_norm: 4.0000 (3.0000)" in (printed := capsys.readouterr().out) and "skipped steps: 2" in printed
+
+
+def test_weights_that_are_not_finite_are_never_saved():
+    model = probe_models.RandomNet()
+    model.register_buffer("mask", torch.tensor([-math.inf, 0]))  # as attention masks have it
+    checkpoint.refuse_broken_weights(model, 3)
+    for name, value in (("net.1.running_var", math.nan), ("net.4.bias", math.inf)):
+        broken = copy.deepcopy(model)
+        broken.state_dict()[name].fill_(value)
+        with pytest.raises(UserError, match=f"after epoch 3 the weights are not finite .1 tensors, first {name}"):
+            checkpoint.refuse_broken_weights(broken, 3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,7 +345,7 @@ def test_two_processes(tmp_path, repository):
     one, two = weights(tmp_path / "one" / "checkpoint-1.pth"), weights(tmp_path / "two" / "checkpoint-1.pth")
     assert all(torch.allclose(one[key], two[key], rtol=0, atol=1e-6) for key in one)
     for first, second in zip(rows(tmp_path / "one"), rows(tmp_path / "two")):
-        assert first["train_loss"] == pytest.approx(second["train_loss"], abs=1e-6)
+        assert first["train_total_loss"] == pytest.approx(second["train_total_loss"], abs=1e-6)
         assert first["train_grad_norm"] == pytest.approx(second["train_grad_norm"], rel=1e-4)
 
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"

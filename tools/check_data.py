@@ -192,9 +192,11 @@ def inspect_mask(path, found):
         found.append(fault("unreadable file", [path], str(error)))
         return None
     brightest, has_palette = int(grey.max()), header.mode == "P"
+    if brightest == 0:
+        found.append(remark("mask all black", [path], "no pixel is marked, so the image counts as authentic."))
+        return binary
     if not binary.any():
-        kind, text = (("mask all black", "no pixel is marked as tampered") if brightest == 0 else
-                      ("palette mask", "its palette's colours are too dark (below 127.5)") if has_palette else
+        kind, text = (("palette mask", "its palette's colours are too dark (below 127.5)") if has_palette else
                       ("mask 0/1", "it holds 0 and 1 instead of 0 and 255") if brightest == 1 else
                       ("mask too dark", f"the brightest grey is {brightest}, and no mean of the channels above 127.5"))
         found.append(fault(kind, [path], f"{text}, so it counts as empty: fix it."))
@@ -592,8 +594,7 @@ def main():
     sets, found = [], []
     for number, path in enumerate(args.paths):
         collect_sets(path, path, (number,), sets, found)
-    images, masks, roles = ([value for part in sets for value in getattr(part, field)]
-                            for field in ("images", "masks", "roles"))
+    images, masks = ([value for part in sets for value in getattr(part, field)] for field in ("images", "masks"))
     numbers = {group: i for i, group in enumerate(dict.fromkeys(part.group for part in sets))}
     groups = np.array([numbers[part.group] for part in sets for _ in part.images], np.int64)
 
@@ -603,9 +604,13 @@ def main():
     for i, (findings, record) in enumerate(results):
         records[i] = record
         found += findings
+    places = [(part.roles, i) for part in sets for i in range(len(part.images))]
+    for (roles, i), area in zip(places, records["area"]):
+        roles[i] = 0 if area == 0 else roles[i]  # as in training, the mask decides
+    roles = np.array([role for part in sets for role in part.roles], np.int8)
     find_known_bad(sets, records["agree"], found)
     find_inverted_sets(sets, found)
-    find_duplicates(images, np.array(roles, np.int8), groups, records, not args.no_progress, found)
+    find_duplicates(images, roles, groups, records, not args.no_progress, found)
     found.sort(key=lambda finding: (finding.severity, finding.kind))  # "fault" comes before "remark"
 
     for part in sets:
