@@ -85,7 +85,7 @@ class EpochLog:
     """Progress lines of an epoch of training, and the averages behind them.
 
     Losses and gradient norms stay on the device and are read only where a line is printed, so that the GPU's queue
-    never runs dry; that is also where one that is not finite is noticed, which ends all ranks.
+    never runs dry. There one that is not finite is noticed, and ends all ranks.
 
     Args:
         header: what stands in front of every line
@@ -163,8 +163,8 @@ class EpochLog:
             names = [name for share in gather(names) for name in share]  # the ranks average their gradients
             with fail_together():
                 raise UserError(f"{self.header} the gradient of step {step} is not finite, although the loss is; "
-                                f"nothing was saved. Its images: {', '.join(names)}. Look for a square root of 0 or a division "
-                                "by 0 in the model.")
+                                f"this epoch is not saved. Its images: {', '.join(names)}. Look for a square root of 0 "
+                                "or a division by 0 in the model.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
