@@ -153,8 +153,8 @@ JSON_FORMS = ('Give a list of [image, mask or "Negative"], a list of ["ManiDatas
               "or an object {name: path} of several sets.")
 
 
-def list_files(root, suffixes):
-    """Return all files below `root` whose extension (lower case, with the dot) is in `suffixes`.
+def list_files(root, suffixes=None):
+    """Return all files below `root`, or those whose extension (lower case, with the dot) is in `suffixes`.
 
     Paths are relative to `root`, with "/", sorted. Names starting with a dot are left out; links are followed, but
     a folder is not entered again below itself. Raises UserError when `root` or a folder below can't be listed.
@@ -169,8 +169,8 @@ def list_files(root, suffixes):
         folders[:] = [name for name in folders if not name.startswith(".")
                       and not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)]
         below = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        found += [below.removeprefix("./") + name for name in names
-                  if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes]
+        found += [below.removeprefix("./") + name for name in names if not name.startswith(".")
+                  and (suffixes is None or os.path.splitext(name)[1].lower() in suffixes)]
     return sorted(found)
 
 

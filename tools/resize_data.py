@@ -22,7 +22,7 @@ from PIL import Image, JpegImagePlugin
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-from data import MASK_SUFFIX, dataset_kind, list_images, read_json, read_pairs, read_sets, resolve_path
+from data import MASK_SUFFIX, dataset_kind, list_files, list_images, read_json, read_pairs, read_sets, resolve_path
 from log import Progress, write_file
 from registry import Parser, UserError, exit_on_user_error, positive
 
@@ -37,16 +37,12 @@ def list_tree(source, masks):
 
     `masks` is a folder of masks beside those that their names or a folder Gt tell, or None; both paths are resolved.
     """
-    files = {}
-    images = {os.path.join(source, name) for name in list_images(source)}
-    for folder, folders, names in os.walk(source, followlinks=True):
-        here = Path(folder).resolve()  # links are followed, but not to a folder above
-        folders[:] = sorted(name for name in folders
-                            if not name.startswith(".") and not here.is_relative_to((here / name).resolve()))
-        of_masks = "Gt" in Path(os.path.relpath(folder, source)).parts or (masks and here.is_relative_to(masks))
-        for path in (os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")):
-            is_mask = of_masks or MASK_SUFFIX.search(os.path.splitext(path)[0])
-            files[path] = OTHER if path not in images else MASK if is_mask else IMAGE
+    files, images = {}, set(list_images(source))
+    for name in list_files(source):
+        folder = Path(name).parent
+        of_masks = "Gt" in folder.parts or masks and Path(source, folder).resolve().is_relative_to(masks)
+        is_mask = of_masks or MASK_SUFFIX.search(os.path.splitext(name)[0])
+        files[os.path.join(source, name)] = OTHER if name not in images else MASK if is_mask else IMAGE
     return files
 
 
