@@ -1,7 +1,6 @@
 """Finding, loading and saving checkpoints, and what they know about their training."""
 import argparse
 import math
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -38,13 +37,13 @@ def find_checkpoints(path, flag):
     found = list_checkpoints(path)
     if not found:
         others = sorted(p.name for p in path.glob("*.pth"))
-        cure = f"It does hold {', '.join(others[:5])}: give one of these files." if others else "Give another."
+        cure = f"It holds {', '.join(others[:5])}: give one of them." if others else "Give another, or a .pth file."
         raise UserError(f"{flag} {path}: this folder holds no checkpoint-<n>.pth. {cure}")
     return found
 
 
 def save_checkpoint(path, checkpoint):
-    """Write a dict of plain types and tensors; nobody ever meets half a file."""
+    """Write a dict of plain types and tensors; no reader sees half a file."""
     with replacing(path) as temporary:
         torch.save(checkpoint, temporary)
 
@@ -68,16 +67,16 @@ def load_checkpoint(path, flag, mmap=True):
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # IMDL-BenCo stores its arguments so
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch.load raises many types; each means that this can't be loaded
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
-            raise UserError(f"{flag} {path}: holds the object {code[1]}, which can execute code, so it is not "
+            raise UserError(f"{flag} {path} holds the object {code[1]}, which can execute code, so it is not "
                             "loaded. Save the weights alone: torch.save({'model': model.state_dict()}, path)."
                             ) from None
-        reason = getattr(error, "strerror", None) or "is truncated or no checkpoint"
-        raise UserError(f"{flag} {path}: {reason}. Copy it again or give another file that torch.save wrote.") from None
+        reason = f": {error.strerror}" if getattr(error, "strerror", None) else " is truncated or is not a checkpoint"
+        raise UserError(f"{flag} {path}{reason}. Copy it again or give another file that torch.save wrote.") from None
     if not isinstance(content, dict) or not content:
-        content = {"model": None}  # what `state_dict_of` refuses
+        state_dict_of({"model": None}, path, flag)  # refuses
     return content
 
 
@@ -88,7 +87,7 @@ def state_dict_of(content, path, flag):
     """
     state = content.get("model", content.get("state_dict", content))
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{flag} {path}: holds no state dict, neither under 'model' nor by itself. "
+        raise UserError(f"{flag} {path} holds no state dict, neither under 'model' nor by itself. "
                         "Give a file with {'model': state_dict}.")
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}
 
@@ -128,12 +127,20 @@ def choose_checkpoint(path):
     newest = load_checkpoint(found[-1], "--checkpoint_path")
     if not Path(path).is_dir():
         return found[0], newest, ""
-    best = newest.get("best") or {}
+    best = best_of(newest)
     best_file = Path(path) / f"checkpoint-{best.get('epoch')}.pth"
     if best_file in found:
         return (best_file, load_checkpoint(best_file, "--checkpoint_path"),
                 f", epoch {best['epoch']}, the best of the folder by {best['metric']} ({best['value']:.4f})")
-    return found[-1], newest, f", epoch {checkpoint_epoch(found[-1])}, the newest of the folder (which records no best)"
+    reason = f"its best, of epoch {best['epoch']}, is not there" if best else "which records no best"
+    return found[-1], newest, f", epoch {checkpoint_epoch(found[-1])}, the newest of the folder ({reason})"
+
+
+def best_of(content):
+    """Return a checkpoint's {"epoch", "value", "metric", "folder"} of the best score so far; {} if it records none."""
+    best = content.get("best")
+    known = isinstance(best, dict) and {"epoch", "value", "metric"} <= set(best) and best["epoch"] is not None
+    return best if known else {}
 
 
 def args_of(content):
@@ -151,10 +158,21 @@ def stored_args(args):
 
 def load_chosen(model, path):
     """Load the one checkpoint that `--checkpoint_path` means into a bare model, say which it is, return its path."""
-    path, _, why = choose_checkpoint(path)
-    load_weights(model, path, "--checkpoint_path")
-    say(f"checkpoint {path}{why}")
-    return path
+    with ddp.fail_together():
+        chosen, _, why = choose_checkpoint(path)
+        load_weights(model, chosen, "--checkpoint_path")
+    refuse_different(chosen.name, f"--checkpoint_path {path}")
+    say(f"checkpoint {chosen}{why}")
+    return chosen
+
+
+def refuse_different(found, flag):
+    """Raise UserError, on all ranks, where they don't find the same: several machines, each with a disk of its own."""
+    shares = ddp.gather(found)
+    with ddp.fail_together():
+        if any(share != shares[0] for share in shares):
+            raise UserError(f"{flag}: the processes find different checkpoints ({', '.join(map(str, shares))}). Copy "
+                            "the same files to the same place on every machine, or share the folder.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,17 +184,14 @@ def find_resume(resume, output_dir):
 
     An earlier run's checkpoints in `output_dir` are neither overwritten nor mixed in: UserError.
     """
-    earlier, flag = list_checkpoints(output_dir), f"--resume {resume}"
+    earlier = list_checkpoints(output_dir) if output_dir.exists() else []  # rank 0 alone has made it
     if resume == "auto":
         resume = output_dir if earlier else None
         if resume is None:
             say(f"--resume auto: no checkpoint in {output_dir}, so training starts at the beginning")
     with ddp.fail_together():
         path = find_checkpoints(resume, "--resume")[-1] if resume else None
-    found = ddp.gather(path and path.name)
-    if len(set(found)) > 1:  # several machines, each with a disk of its own
-        raise UserError(f"{flag}: the processes find different checkpoints ({', '.join(map(str, found))}). Copy the "
-                        "newest to the same place on every machine, or share --output_dir.")
+    refuse_different(path and path.name, f"--resume {resume}")
     if earlier and path and path.parent.resolve() == Path(output_dir).resolve():
         if path.name != earlier[-1].name:
             raise UserError(f"--resume {path}: {output_dir} holds later checkpoints up to {earlier[-1].name}, which "
@@ -205,7 +220,7 @@ def resume_training(path, model, optimizer, scaler, args, model_args, metric):
             if "optimizer" in content:
                 load_optimizer(optimizer, scaler, content, path)
         if "optimizer" in content:
-            epoch = content.get("epoch", epoch - 1) + 1
+            epoch = content["epoch"] + 1 if isinstance(content.get("epoch"), int) else epoch
             free = ("resume", "start_epoch", "output_dir", "log_dir", "num_workers", "no_progress", "world_size",
                     "local_rank", "dist_url")  # of no consequence for the result
             note_changes(args_of(content), path.name, {key: value for key, value in {**vars(args), **model_args}.items()
@@ -236,10 +251,10 @@ def load_optimizer(optimizer, scaler, content, path):
 
 def stored_best(content, path, best):
     """Return the best score that a checkpoint records, or `best`, which has none yet, where it is of another metric."""
-    stored = content.get("best") or best
+    stored = best_of(content) or best
     if stored["metric"] != best["metric"]:
-        say(f"note: the best score of {path.name} was of {stored['metric']}; the best {best['metric']} is looked for "
-            "from here on")
+        say(f"note: the best score of {path.name} was of {stored['metric']}; the best {best['metric']} counts from "
+            "here on")
         return best
     if (path.parent / f"checkpoint-{stored['epoch']}.pth").exists():  # the folder may have been moved
         stored["folder"] = str(path.parent)

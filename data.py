@@ -235,8 +235,8 @@ def read_json(path):
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors on Windows put a mark in front
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
-                        "Fix it there.") from None
+        raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+                        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read: {error}.") from None
     if not content or not isinstance(content, (list, dict)):
@@ -286,8 +286,11 @@ def dataset_kind(path):
         raise UserError(f"{path}: no such file or folder. Give a folder with Tp/ and Gt/, or a JSON file.")
     if path.suffix.lower() != ".json":
         raise UserError(f"{path} is neither a folder nor a .json file. Give a folder with Tp/ and Gt/, or a JSON file.")
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        start = file.read(1000).lstrip()
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            start = file.read(1000).lstrip()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from None
     if start.startswith("{"):
         return "several"
     return "BalancedDataset" if re.match(r'\[\s*\[\s*"(Mani|Json)Dataset"', start) else "JsonDataset"
@@ -342,7 +345,7 @@ def scan_file(path, is_mask):
         orientation = image.getexif().get(0x0112, 1) if image.format != "PNG" or b"eXIf" in data.tobytes() else 1
     except Exception as error:  # PIL raises many types; each means that this is no image
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{path} is no image that can be read ({reason}): copy it again or take it out.") from None
+        raise UserError(f"{path} can't be read as an image ({reason}): copy it again or take it out.") from None
     stat = os.stat(path)
     orientation = orientation if orientation in range(1, 9) else 1
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -372,7 +375,10 @@ def scan(path, images, masks, progress=True):
                     rows[i] = known[places[name]]
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):  # none, or none that can be read
         rows = np.zeros(len(files), SCAN_DTYPE)
-    now = np.fromiter(((stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)), "2i8", len(files))
+    try:
+        now = np.fromiter(((stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)), "2i8", len(files))
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}. Fix the file or take it out of the dataset.") from None
     is_mask = np.arange(len(files)) >= len(images)
     stale = np.flatnonzero((rows["size"] != now[:, 0]) | (rows["mtime"] != now[:, 1])
                            | is_mask & (rows["tampered"] < 0))
@@ -618,8 +624,10 @@ class FilesDataset(FolderDataset):
     @staticmethod
     def find(path):
         for file in path:
-            if not exists(file) or os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES:
-                raise UserError(f"{file}: no such image. Several paths must be image files "
+            if not exists(file):
+                raise UserError(f"{file}: no such file.")
+            if os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES or os.path.isdir(file):
+                raise UserError(f"{file} is no image file: give one dataset or folder alone, or several image files "
                                 f"({' '.join(sorted(IMAGE_SUFFIXES))}).")
         return path, path, [""] * len(path)
 

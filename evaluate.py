@@ -180,12 +180,15 @@ def score_batch(output, batch, shape, metrics, model_name):
     score, label = label_scores(output, batch["label"]), batch["label"].double()
     columns = [torch.full_like(label, torch.nan) if score is None else score, label]
     if pixel_metrics(metrics):
+        if output["pred_mask"].shape != batch["mask"].shape:
+            check_output(output, batch, metrics, model_name)  # which refuses it: the form has changed since the start
         pixels = valid_pixels(output["pred_mask"], batch["mask"], shape)
         columns += [metric.compute(pixels) for metric in pixel_metrics(metrics)] + pixels.checks()
     columns = torch.stack(columns).cpu().numpy()
     score, label = columns[:2]
     refuse_bad_values(image_metrics(metrics), score, score, label * (label - 1), batch["name"], model_name)
-    refuse_bad_values(pixel_metrics(metrics), *columns[-3:], batch["name"], model_name)
+    if pixel_metrics(metrics):
+        refuse_bad_values(pixel_metrics(metrics), *columns[-3:], batch["name"], model_name)
     return columns[:2 + len(pixel_metrics(metrics))].T
 
 

@@ -64,11 +64,12 @@ class Progress:
         self.done, self.start, self.shown = 0, time.time(), time.time()
 
     def update(self, count=1):
-        """Add items that are done."""
+        """Add items that are done; other ranks' shares are counted as equal to this one's."""
+        count = min(count, self.total - self.done)
         self.done += count
         self.bar.update(count)
         now = time.time()
-        if self.lines and now - self.shown >= 30:
+        if self.lines and self.done and now - self.shown >= 30:
             self.shown, per_second = now, self.done / (now - self.start)
             left = datetime.timedelta(seconds=int((self.total - self.done) / per_second))
             print(f"{self.label}: {self.done} of {self.total} {self.unit}, {per_second:.1f} {self.unit}/s, {left} left",
@@ -96,10 +97,10 @@ class EpochLog:
 
     def __init__(self, header, total, lines, skips=False):
         self.header, self.total, self.every, self.skips = header, total, -(-total // lines), skips
-        self.sums, self.counts, self.norms = {}, {}, []
-        self.steps = self.images = self.read_until = self.skipped = 0
+        self.sums, self.counts, self.unread, self.norms = {}, {}, [], []
+        self.steps = self.images = self.skipped = 0
         self.start = self.clock = time.time()
-        self.times = self.data_times = 0.0
+        self.data_times = 0.0
 
     def each(self, loader):
         """Yield (step, batch), timing the wait for data."""
@@ -107,29 +108,26 @@ class EpochLog:
             self.data_times += time.time() - self.clock
             self.images += len(batch["name"]) * world_size()
             yield step, batch
-            self.times += time.time() - self.clock
             self.clock = time.time()
 
     def update(self, losses, lr, norm, names):
         """Add a step's {name: scalar tensor}, the norm of the gradient (None before an accumulated step is complete)
         and the names of its images; print a line if it is time."""
         values = {name: torch.as_tensor(value).detach().float().reshape(()) for name, value in losses.items()}
-        counts = dict.fromkeys(values, 1)
-        if norm is not None:
-            self.norms.append((self.steps, names, norm))
-            values.setdefault("grad_norm", norm.nan_to_num(0.0, 0.0, 0.0))
-            counts.setdefault("grad_norm", norm.isfinite())
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value
-            self.counts[name] = self.counts.get(name, 0) + counts[name]
+            self.counts[name] = self.counts.get(name, 0) + 1
+        loss = values["total_loss"]
+        self.unread.append((self.steps, names, norm is not None, torch.stack([loss, loss if norm is None else norm])))
         self.steps += 1
         if self.steps % self.every and self.steps != self.total:
             return
         means, elapsed = self.means(), time.time() - self.start
+        values = {**({"grad_norm": self.norms[-1]} if self.norms else {}), **values}
         left = datetime.timedelta(seconds=int(elapsed / self.steps * (self.total - self.steps)))
         parts = [self.header, f"[{self.steps}/{self.total}]", f"eta: {left}", f"lr: {lr:.6f}",
-                 *(f"{name}: {value.item():.4f} ({means[name]:.4f})" for name, value in values.items()),
-                 f"time: {self.times / max(1, self.steps - 1):.4f}",
+                 *(f"{name}: {float(values[name]):.4f} ({means[name]:.4f})" for name in means if name in values),
+                 f"time: {elapsed / self.steps:.4f}",
                  f"data: {self.data_times / self.steps:.4f} ({self.data_times / elapsed:.0%})",
                  f"images/s: {self.images / elapsed:.1f}"]
         if self.skipped:
@@ -140,31 +138,40 @@ class EpochLog:
 
     def means(self):
         """Return {name: average so far}; UserError, on all ranks, where a loss or a gradient is not finite."""
-        means = {name: float(total) / max(1, int(self.counts[name])) for name, total in self.sums.items()}
+        self.read()
+        means = {name: value.item() / self.counts[name] for name, value in self.sums.items()}
         with fail_together():
             for name, value in means.items():
                 if not np.isfinite(value):
-                    raise UserError(f"{self.header} {name} became {value} between steps {self.read_until} and "
-                                    f"{self.steps}: lower --lr, try --if_not_amp, or look for a division by zero in "
-                                    "the model's loss.")
-        self.read_until = self.steps
-        self.check_gradients()
+                    raise UserError(f"{self.header} {name} became {value} in the first {self.steps} steps: look for a "
+                                    "division by zero in the model.")
+        if self.norms:
+            means.setdefault("grad_norm", sum(self.norms) / len(self.norms))
         return {"skipped_steps": self.skipped, **means} if self.skips else means
 
-    def check_gradients(self):
-        """Count the steps whose gradient is not finite, where a loss scaler skipped them; else raise UserError."""
-        norms, self.norms = self.norms, []
-        finite = torch.stack([norm for _, _, norm in norms]).isfinite().tolist() if norms else []
-        broken = [(step, names) for (step, names, _), good in zip(norms, finite) if not good]
-        if self.skips:
-            self.skipped += len(broken)
-        elif broken:
-            step, names = broken[0]
-            names = [name for share in gather(names) for name in share]  # the ranks average their gradients
+    def read(self):
+        """Read losses and norms of the last steps; UserError, on all ranks, for the first step that isn't finite."""
+        unread, self.unread, first = self.unread, [], None
+        table = torch.stack([pair for *_, pair in unread]).tolist() if unread else []
+        for (step, names, complete, _), (loss, norm) in zip(unread, table):
+            if not np.isfinite(loss):
+                first = first or (step, "loss", names)
+            elif complete and np.isfinite(norm):
+                self.norms.append(norm)
+            elif complete and self.skips:
+                self.skipped += 1
+            elif complete:
+                first = first or (step, "gradient", names)
+        found = [each for each in gather(first) if each]
+        if found:
+            step = min(step for step, *_ in found)  # the ranks average their gradients, but each has its own loss
+            what = "loss" if any(each[:2] == (step, "loss") for each in found) else "gradient"
+            names = [name for each in found if each[:2] == (step, what) for name in each[2]]
             with fail_together():
-                raise UserError(f"{self.header} the gradient of step {step} is not finite, although the loss is; "
-                                f"this epoch is not saved. Its images: {', '.join(names)}. Look for a square root of 0 "
-                                "or a division by 0 in the model.")
+                raise UserError(f"{self.header} the {what} of step {step} is not finite"
+                                f"{', although its loss is' if what == 'gradient' else ''}; this epoch is not saved. "
+                                f"Its images: {', '.join(names)}. Lower --lr, try --if_not_amp, or look for a division "
+                                "by 0 or a square root of 0 in the model.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,7 +210,7 @@ def make_output_dir(path, flag):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yield a temporary path to write to, which then becomes `path`: so nobody ever meets half a file.
+    """Yield a temporary path to write to, which then becomes `path`, so that no reader sees half a file.
 
     Makes the folder. Raises UserError where writing fails, and leaves an earlier file as it was.
     """
@@ -227,9 +234,13 @@ def write_file(path, content):
 
 
 def append_file(path, text):
-    """Append str (UTF-8) to a file."""
-    with open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        file.write(text)
+    """Append str (UTF-8) to a file; UserError where that fails."""
+    try:
+        with open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}). Free some space or give another folder."
+                        ) from None
 
 
 def json_lines(records):

@@ -29,8 +29,7 @@ HINTS = {  # words of an exception -> what to try
     "edge_mask": "the model needs the boundary of the mask: give --edge_mask_width.",
     "out of memory": "lower --batch_size, --test_batch_size or --image_size.",
     "find_unused_parameters": "some parameters got no gradient: give --find_unused_parameters.",
-    "unexpected keyword argument": "forward gets image, mask, label and more by keyword: name what it needs, and end "
-                                   "with **kwargs.",
+    "forward() ": "forward gets image, mask, label and more by keyword: name what it needs, and end with **kwargs.",
 }
 
 
@@ -46,21 +45,24 @@ def exit_on_user_error(main):
         return main()
     except UserError as error:
         message = str(error).rpartition("registry.UserError: ")[2]  # a loader's worker puts its traceback in front
-        print("error:", *message.strip().split("\n"), file=sys.stderr, flush=True)
+        dist = getattr(sys.modules.get("torch"), "distributed", None)
+        alike = not (dist and dist.is_available() and dist.is_initialized())  # before, all ranks fail in the same way
+        if not alike or os.environ.get("RANK", "0") == "0":
+            print("error:", *message.strip().split("\n"), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; a training goes on with --resume auto", file=sys.stderr)
     except Exception as error:
         traceback.print_exc()
-        for words, hint in HINTS.items():
-            if words in str(error):
-                print("hint:", hint, file=sys.stderr, flush=True)
+        hints = [hint for words, hint in HINTS.items() if words in str(error)]
+        if hints:
+            print("hint:", hints[0], file=sys.stderr, flush=True)
     sys.exit(1)
 
 
 def nearest(word, known):
     """Return " Did you mean X?" for the known word nearest to `word`, or "" if none is near."""
     lower = {k.lower(): k for k in known}
-    match = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
     return f" Did you mean {lower[match[0]]}?" if match else ""
 
 
@@ -155,17 +157,18 @@ def find_model(name):
     """
     post_func = f"{name.lower()}_post_func"
     texts = {path: path.read_bytes().decode(errors="replace") for path in model_files()}
-    mentions = [path for path, text in texts.items() if re.search(rf"\b({re.escape(name)}|{post_func})\b", text)]
+    words = rf"(?<!\w)({re.escape(name)}|{re.escape(post_func)})(?!\w)"
+    mentions = [path for path, text in texts.items() if re.search(words, text)]
     failures = import_files(mentions)
     if name not in MODELS:
         failures |= import_files(path for path in texts if path not in mentions)
-    defines = rf"^def {post_func}\b" + rf"|^(class|def) {re.escape(name)}\b" * (name not in MODELS)
+    defines = rf"^def {re.escape(post_func)}\b" + rf"|(?<!\w){re.escape(name)}(?!\w)" * (name not in MODELS)
     for path, text in texts.items():
         file = relative(path)
         if file in failures and (file in MODELS.entries.get(name, ()) or re.search(defines, text, re.M)):
             raise ImportError(import_failure(file, failures[file])) from failures[file]
     if name not in MODELS:
-        raise UserError(" ".join([f"--model {name}: models/ registers no such model.{nearest(name, MODELS.entries)} "
+        raise UserError(" ".join([f"--model {name}: there is no such model in models/.{nearest(name, MODELS.entries)} "
                                   f"Known: {', '.join(sorted(MODELS.entries)) or 'none'}.",
                                   *(import_failure(file, error) for file, error in failures.items())]))
     return MODELS.get(name)
@@ -175,7 +178,7 @@ def build_model(name, model_args):
     """Call the model's constructor and return the model; UserError if that is no torch.nn.Module."""
     model = MODELS.get(name)(**model_args)
     if not callable(getattr(model, "forward", None)):
-        raise UserError(f"--model {name}: {MODELS.file(name)} gave a {type(model).__name__}, not a torch.nn.Module.")
+        raise UserError(f"--model {name}: {MODELS.file(name)} returned a {type(model).__name__}, no torch.nn.Module.")
     return model
 
 
@@ -269,6 +272,8 @@ def flag_options(parameter):
         options["nargs"] = "+"
         kind = (*typing.get_args(kind), str)[0]
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    if None in choices:
+        choices, optional = tuple(choice for choice in choices if choice is not None), True
     if choices:
         kind = bool if all(isinstance(choice, bool) for choice in choices) else type(choices[0])
     if kind is bool and "nargs" not in options:
@@ -351,18 +356,39 @@ def flags_of_training(name, stored):
     return [*TRAINED_WITH, *(parameter.name for parameter in own if not is_starting_weights(parameter))]
 
 
-def stored_words(parser, names, stored, argv):
-    """Return, as words of a command line, those of the flags `names` that a checkpoint stores and `argv` leaves out."""
+def take_stored(parser, names, stored, source, argv):
+    """Make what a checkpoint stores of the flags `names`, and `argv` leaves out, the parser's defaults.
+
+    Returns it as words of a command line, for the log. Raises UserError where a value doesn't suit its flag.
+    """
     if is_given("if_resizing", argv) or is_given("if_padding", argv):
-        stored = {**stored, "if_resizing": False, "if_padding": False}
+        names = [name for name in names if name not in ("if_resizing", "if_padding")]
     words = []
     for action in parser._actions:
         key, value = action.dest, plain(stored.get(action.dest))
-        if key in names and key in stored and not is_given(key, argv) and value != plain(action.default):
-            values = [] if action.nargs == 0 else list(map(str, value if isinstance(value, list) else [value]))
-            joined = len(values) == 1 and values[0].startswith("-")  # else argparse takes it for a flag
-            words += [f"--{key}={values[0]}"] if joined else [f"--{key}", *values]
+        if key not in names or key not in stored or is_given(key, argv):
+            continue
+        if value == plain(action.default) and (not value or key not in TRAINED_WITH):
+            continue
+        values, is_switch = value if isinstance(value, list) else [value], action.nargs == 0
+        if is_switch or isinstance(action, BoolFlag):
+            suits = isinstance(value, bool)
+        else:
+            suits = isinstance(value, list) == (action.nargs == "+") and all(suits_flag(action, one) for one in values)
+        if not suits:
+            raise UserError(f"{source} stores {value!r} for --{key}, which that flag doesn't take: give --{key}.")
+        parser.set_defaults(**{key: stored[key]})
+        action.required = False
+        words += [f"--{key}", *map(str, [] if is_switch else values)]
     return words
+
+
+def suits_flag(action, value):
+    """Tell whether a flag could have given this value."""
+    try:
+        return (action.type or str)(str(value)) == value and (not action.choices or value in action.choices)
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
 
 
 def plain(value):
@@ -402,7 +428,7 @@ def parse_args(parser, argv=None, find_stored=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--model")
+    first.add_argument("--model", type=str.strip)
     first.add_argument("-h", "--help", action="store_true")
     try:
         asked = first.parse_known_args(argv)[0]
@@ -421,15 +447,21 @@ def parse_args(parser, argv=None, find_stored=None):
             missing = ["--model"] * (not (args.model or stored.get("model")))
             missing += ["--if_resizing or --if_padding"] * (not fitted)
             if missing:
-                raise UserError(f"--checkpoint_path {source} does not store {' nor '.join(missing)}: give them, and "
-                                "the other flags of the training (--image_size, the model's own).")
-    name = asked.model or stored["model"]
+                raise UserError(f"--checkpoint_path {source} does not say how it was trained: give "
+                                f"{' and '.join(missing)}, and the other flags of the training (--image_size, the "
+                                "model's own).")
+    name = asked.model or stored.get("model")
+    if not name:
+        raise UserError("--model is empty: give the name of a model.")
     model = find_model(name)
     script_flags = [action.dest for action in parser._actions if action.dest != "help"]
     add_model_flags(parser, name, model)
-    names = flags_of_training(name, stored)
-    taken = stored_words(parser, names, stored, argv)
-    values, unknown = parser.parse_known_args(taken + argv)
+    names = [key for key in flags_of_training(name, stored) if key in TRAINED_WITH or key not in script_flags]
+    for action in parser._actions if find_stored else ():
+        if action.dest in parameters(model) and is_pretrained_flag(parameters(model)[action.dest]):
+            action.required = False  # no weights are fetched, so nothing has to be said about them
+    taken = take_stored(parser, names, stored, source, argv)
+    values, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
         word = unknown[0].split("=")[0]
@@ -442,6 +474,10 @@ def parse_args(parser, argv=None, find_stored=None):
         model_args = without_starting_weights(name, model_args, argv)
         if taken:
             print_once(f"taken from {source}: {shlex.join(taken)}")
+        untold = [key for key in names if key not in (*TRAINED_WITH, *stored) and not is_given(key, argv)]
+        if stored and untold:  # IMDL-BenCo stores no flags of the model
+            defaults = " ".join(f"--{key} {model_args[key]}" for key in untold if key in model_args)
+            print_once(f"note: {source} does not store these flags of {name}, whose defaults are used: {defaults}")
         note_changes(stored, source, {key: value for key, value in vars(values).items() if key in names})
     return args, model_args
 
@@ -471,7 +507,7 @@ def script_parser(doc, trains=False, evaluates=True, **defaults):
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", default=None, help="folder for all that the run writes (default: %(default)s)")
     group.add_argument("--device", default="cuda",
-                       help="cuda, cuda:1, cpu, ...; cuda falls back to cpu where there is none (default: %(default)s)")
+                       help="cuda, cuda:<number> or cpu; without a GPU, cuda means cpu (default: %(default)s)")
     group.add_argument("--seed", type=natural, default=42,
                        help="seed of everything that is random (default: %(default)s)")
     group.add_argument("--num_workers", type=natural, default=min(8, os.cpu_count() or 1),
@@ -480,7 +516,7 @@ def script_parser(doc, trains=False, evaluates=True, **defaults):
                        help="pinned memory for transfers to a GPU (on by default)")
     group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="turn pinned memory off")
     group.add_argument("--if_not_amp", action="store_true", help="no mixed precision (it is used on CUDA only)")
-    group.add_argument("--no_progress", action="store_true", help="show no progress of evaluation, saving and reading")
+    group.add_argument("--no_progress", action="store_true", help="hide the progress of evaluation, saving and reading")
     if evaluates:
         group = parser.add_argument_group("metrics and curves")
         group.add_argument("--metrics", nargs="+", default=None, metavar="NAME",

@@ -33,7 +33,7 @@ def get_args():
     group.add_argument("--test_data_path", "--test_data_json", required=True, nargs="+",
                        help="test set, plain folder of images, JSON object {name: path} of several, or image files")
     group.add_argument("--checkpoint_path", required=True,
-                       help="checkpoint file, or a folder: its best, or where it records none its newest")
+                       help="checkpoint file, or a folder: its best checkpoint, or its newest if it records no best")
     group.add_argument("--save_overlay", action="store_true", help="also write image, mask and heat map side by side")
     for name in ("metrics", "log_dir", "if_predict_label"):  # IMDL-BenCo's launchers pass them
         parser.add_argument(f"--{name}", nargs="*", dest=f"unused_{name}", help=argparse.SUPPRESS)
@@ -42,7 +42,8 @@ def get_args():
 
 def open_images(paths, **options):
     """Open what --test_data_path gives, one path or several image files; return {name: dataset}."""
-    if len(paths) == 1 and os.path.splitext(paths[0])[1].lower() not in data.IMAGE_SUFFIXES:
+    is_image = os.path.splitext(paths[0])[1].lower() in data.IMAGE_SUFFIXES and not os.path.isdir(paths[0])
+    if len(paths) == 1 and not is_image:
         return data.open_sets(paths[0], "--test_data_path",
                               allowed=("ManiDataset", "JsonDataset", "FolderDataset"), **options)
     try:
@@ -98,8 +99,13 @@ def write_overlay(file, test_set, index, pred):
 
 
 def write_png(file, pixels):
-    """Write a PNG; UserError where that fails."""
-    write_file(file, cv2.imencode(".png", pixels)[1].tobytes())  # imwrite garbles names that aren't ASCII on Windows
+    """Write a PNG, making its folder; UserError where that fails. An image listed twice is written twice at a time."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imencode(".png", pixels)[1].tofile(file)  # imwrite garbles names that are not ASCII on Windows
+    except OSError as error:
+        raise UserError(f"{file} can't be written ({error.strerror}): free some space or give another --output_dir."
+                        ) from None
 
 
 def main():
@@ -114,7 +120,8 @@ def main():
     ddp.seed_everything(args.seed)
     with ddp.fail_together():
         model = build_model(args.model, model_args).to(device)
-        load_chosen(model, args.checkpoint_path)
+    load_chosen(model, args.checkpoint_path)
+    with ddp.fail_together():
         test_sets = open_images(args.test_data_path, **dataset_options)
     for earlier in output_dir.glob("pred_label_*.json") if ddp.is_main() else ():
         earlier.unlink(missing_ok=True)  # this run may not replace it: fewer processes, or no scores

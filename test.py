@@ -14,7 +14,7 @@ import math
 import data
 import ddp
 import metrics
-from checkpoint import checkpoint_epoch, find_checkpoints, load_weights, stored_args
+from checkpoint import checkpoint_epoch, find_checkpoints, load_weights, refuse_different, stored_args
 from evaluate import evaluate, evaluation_options
 from log import append_file, csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
 from registry import build_model, exit_on_user_error, parse_args, post_function, script_parser
@@ -50,6 +50,8 @@ def main():
     # Data, checkpoints, model
     with ddp.fail_together():
         paths = find_checkpoints(args.checkpoint_path, "--checkpoint_path")
+    refuse_different([path.name for path in paths], f"--checkpoint_path {args.checkpoint_path}")
+    with ddp.fail_together():
         model = build_model(args.model, model_args).to(device)
         load_weights(model, paths[0], "--checkpoint_path")  # a wrong one must not cost an earlier run's results
         test_sets = data.open_sets(args.test_data_json, "--test_data_json", **dataset_options)

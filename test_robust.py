@@ -22,7 +22,7 @@ def get_args():
     group.add_argument("--test_data_path", "--test_data_json", required=True,
                        help="test set, or a JSON object {name: path} of several")
     group.add_argument("--checkpoint_path", required=True,
-                       help="checkpoint file, or a folder: its best, or where it records none its newest")
+                       help="checkpoint file, or a folder: its best checkpoint, or its newest if it records no best")
     group.add_argument("--noise_unit", choices=["variance", "std"], default="variance",
                        help="what the strength of the noise is, on the 0-255 scale: variance as in IMDL-BenCo, or "
                             "standard deviation as in most papers")
@@ -66,7 +66,8 @@ def main():
     # Data, checkpoint, model
     with ddp.fail_together():
         model = build_model(args.model, model_args).to(device)
-        path = load_chosen(model, args.checkpoint_path)
+    path = load_chosen(model, args.checkpoint_path)
+    with ddp.fail_together():
         test_sets = data.open_sets(args.test_data_path, "--test_data_path", **dataset_options)
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())

@@ -39,8 +39,8 @@ def get_args():
                        help="steps whose gradients are added up before the weights change (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=200, help="number of epochs in all (default: %(default)s)")
     group.add_argument("--start_epoch", type=natural, default=0, help="number of the first epoch; --resume sets it")
-    group.add_argument("--resume", default=None, help="go on from a checkpoint (file, or folder: its newest); "
-                                                      "auto = the newest of output_dir, if any")
+    group.add_argument("--resume", default=None, help="go on from a checkpoint (file, or folder: its newest), whose "
+                                                      "flags this run's override; auto = the newest of output_dir")
     group.add_argument("--find_unused_parameters", action="store_true",
                        help="for models that leave parameters without gradient in some steps")
     group = parser.add_argument_group("optimizer")
@@ -57,9 +57,9 @@ def get_args():
                        help="epochs over which the learning rate rises from 0 (default: %(default)s)")
     group = parser.add_argument_group("logging and saving")
     group.add_argument("--test_period", type=positive, default=4,
-                       help="evaluate every so many epochs, and after the last (default: %(default)s)")
+                       help="evaluate every N epochs and after the last (default: %(default)s)")
     group.add_argument("--save_period", type=natural, default=25,
-                       help="keep every so many epochs' checkpoint; 0 = only newest and best (default: %(default)s)")
+                       help="keep the checkpoint of every N-th epoch; 0 = only newest and best (default: %(default)s)")
     group.add_argument("--log_per_epoch_count", type=positive, default=20,
                        help="progress lines per epoch (default: %(default)s)")
     return parse_args(parser)
@@ -98,7 +98,7 @@ def make_optimizer(model, weight_decay, lr):
 
 def rate_shares(optimizer, peak):
     """Return each parameter group's share of the schedule's learning rate: its "lr" / `peak`, times its "lr_scale"."""
-    groups = optimizer.param_groups
+    groups = getattr(optimizer, "param_groups", ())
     if not groups or not all("lr" in group for group in groups):
         raise UserError(f"{type(optimizer).__name__} of make_optimizer has {len(groups)} parameter groups, and each "
                         "needs an \"lr\", which the schedule scales: return a torch.optim optimizer over the model's "

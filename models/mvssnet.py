@@ -41,7 +41,7 @@ def resize(x, size):
 
 def resnet50(pretrained):
     """timm's ResNet-50 with the last stage at stride 1, dilations 1, 2, 4; ImageNet weights (V1) if `pretrained`."""
-    network = timm_model("resnet50.tv_in1k", pretrained, "--pretrained_base", "leave the flag out",
+    network = timm_model("resnet50.tv_in1k", pretrained, "--pretrained_base", "give --no-pretrained_base",
                          output_stride=16, zero_init_last=False)
     last = network.layer4[2].conv2  # timm gives it dilation 2
     last.dilation = last.padding = (4, 4)

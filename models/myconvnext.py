@@ -45,7 +45,7 @@ class MyConvNeXt(nn.Module):
         self.head = nn.Linear(channels, 1)
 
     def forward(self, image, mask, label, *args, **kwargs):
-        """Return the dict that models/mymodel.py describes; visual_loss has total, seg and cls."""
+        """Return the dict that models/mymodel.py describes; visual_loss has seg and cls."""
         features = self.backbone(image)[-1]                                # (B, C, H/32, W/32)
         if features.shape[1] != self.head.in_features:                     # some timm models keep channels last
             features = features.permute(0, 3, 1, 2)
@@ -60,6 +60,6 @@ class MyConvNeXt(nn.Module):
             "backward_loss": loss,
             "pred_mask": pred_mask,
             "pred_label": torch.sigmoid(label_logits),
-            "visual_loss": {"total": loss, "seg": seg_loss, "cls": cls_loss},
+            "visual_loss": {"seg": seg_loss, "cls": cls_loss},
             "visual_image": {"pred_mask": pred_mask},
         }

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from registry import MODELS
+from registry import MODELS, UserError
 
 
 @MODELS.register_module()
@@ -22,6 +22,8 @@ class MyModel(nn.Module):
 
     def __init__(self, kernel_size: int = 3, label_weight: float = 0.1):
         super().__init__()
+        if kernel_size % 2 == 0:  # a mistake on the command line is told in one sentence
+            raise UserError(f"--kernel_size {kernel_size}: give an odd number.")
         self.conv = nn.Conv2d(3, 1, kernel_size, padding=kernel_size // 2)
         self.label_weight = label_weight
 

@@ -41,7 +41,7 @@ class NoiseNet(nn.Module):
         self.label_weight = label_weight
 
     def forward(self, image, mask, label, shape_mask=None, *args, **kwargs):
-        """Return the dict that models/mymodel.py describes; visual_loss has total, mask and label."""
+        """Return the dict that models/mymodel.py describes; visual_loss has mask and label."""
         residual = image - F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)                   # (B, 3, H, W)
         energy = torch.log(F.avg_pool2d(self.filters(residual).float() ** 2, 4) + 1e-4)            # (B, 16, H/4, W/4)
         fine = self.fine(self.norm(energy))
@@ -56,5 +56,5 @@ class NoiseNet(nn.Module):
             "backward_loss": loss,
             "pred_mask": torch.sigmoid(logits),
             "pred_label": torch.sigmoid(score),
-            "visual_loss": {"total": loss, "mask": mask_loss, "label": label_loss},
+            "visual_loss": {"mask": mask_loss, "label": label_loss},
         }

@@ -8,7 +8,7 @@ OUTPUT=${OUTPUT:-$REPOSITORY/demo_output}
 
 set -e
 if [ -e "$OUTPUT" ]; then
-    echo "error: $OUTPUT is there already: remove it, or give another folder with OUTPUT=... bash runs/demo.sh" >&2
+    echo "error: $OUTPUT already exists: remove it, or give another folder with OUTPUT=... bash runs/demo.sh" >&2
     exit 1
 fi
 script() { name=$1; shift; echo; echo "== $name $*"; "$PYTHON" "$REPOSITORY/$name" "$@"; }
@@ -31,7 +31,7 @@ script save_images.py --test_data_path "$DATA/test_datasets.json" --checkpoint_p
 
 cat <<TEXT
 
-== To compare with the pixel-level F1 above: the best constant prediction on the same test sets
+== To compare with the pixel-level F1 above: predicting everything tampered, the best constant prediction
 $(echo "$MADE" | grep "everything tampered")
 
 == Where to look

@@ -17,7 +17,7 @@ launch() {
         set -- "$PYTHON" -m torch.distributed.run --nnodes="$NNODES" --nproc_per_node="${NPROC:-1}" \
             --node_rank="${NODE_RANK:?set NODE_RANK, 0 on the first machine}" \
             --rdzv_backend=c10d --rdzv_id="${RDZV_ID:-imdl}" \
-            --rdzv_endpoint="${MASTER_ADDR:?set MASTER_ADDR to the first machine}:${MASTER_PORT:-29400}" "$script" "$@"
+            --rdzv_endpoint="${MASTER_ADDR:?set MASTER_ADDR to the address of the first machine}:${MASTER_PORT:-29400}" "$script" "$@"
     elif [ "${NPROC:-1}" -gt 1 ]; then
         set -- "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$NPROC" "$script" "$@"
     else
@@ -27,8 +27,8 @@ launch() {
     code_file=$(mktemp)
     # Standard output goes to one tee, standard error (through descriptor 3) to another, the exit code into a file.
     exec 4>&1
-    { { "$@" 2>&3 3>&- 4>&-; echo $? > "$code_file"; } | tee -a "$OUTPUT/logs.log" >&4; } 3>&1 4>&4 \
-        | tee -a "$OUTPUT/error.log" >&2
+    { { "$@" 2>&3 3>&- 4>&-; echo $? > "$code_file"; } | tee -ia "$OUTPUT/logs.log" >&4; } 3>&1 4>&4 \
+        | tee -ia "$OUTPUT/error.log" >&2
     exec 4>&-
     code=$(cat "$code_file")
     rm -f "$code_file"

@@ -175,7 +175,8 @@ FLAG_CASES = {  # name -> (script, changes, words)
     "neither fitting": ("train.py", {"--if_resizing": None}, ["exactly one of --if_resizing", "--if_padding"]),
     "no model": ("train.py", {"--model": None}, ["--model", "required"]),
     "a checkpoint that stores nothing": ("test.py", {"--model": None, "--if_resizing": None},
-                                         ["good.pth does not store --model nor --if_resizing or --if_padding"]),
+                                         ["good.pth does not say how it was trained: give --model and --if_resizing "
+                                          "or --if_padding, and"]),
     "unknown model": ("test.py", {"--model": "MyModell"}, ["--model MyModell", "Did you mean MyModel?"]),
     "unknown flag": ("train.py", {"--epoch": "3"},
                      ["unknown flag --epoch: neither train.py nor MyModel has it. Did you mean --epochs?"]),
@@ -232,7 +233,7 @@ FLAG_CASES = {  # name -> (script, changes, words)
                      ["LossOnly", "no pred_mask"]),
     "no backward_loss": ("train.py", {"--model": "Red"}, ["Red", "backward_loss"]),
     "loss that diverges": ("train.py", {"--model": "LossOnly", "--scale": "inf"},
-                           ["Epoch: [0]", "total_loss became inf", "--lr"]),
+                           ["Epoch: [0] the loss of step 0 is not finite; this epoch is not saved", ".png", "--lr"]),
     "NaN weights under test": ("test.py", {"--checkpoint_path": "{bad}/nan.pth"},
                                ["MyModel", "pred_mask is NaN", "p000.png"]),
     "NaN weights, saving": ("save_images.py", {"--checkpoint_path": "{bad}/nan.pth"},
@@ -247,8 +248,8 @@ def test_flags_checkpoints_and_models(bad, tmp_path, name):
 
 
 CHECKPOINT_CASES = {
-    "truncated": "is truncated or no checkpoint", "zero_bytes": "is truncated or no checkpoint",
-    "text": "is truncated or no checkpoint", "gone": "No such file", "list": "no state dict",
+    "truncated": "is truncated or is not a checkpoint", "zero_bytes": "is truncated or is not a checkpoint",
+    "text": "is truncated or is not a checkpoint", "gone": "No such file", "list": "no state dict",
     "no_state": "no state dict", "empty_dict": "no state dict",
     "whole_model": "holds the object models.mymodel.MyModel, which can execute code",
     "code": "mkdir, which can execute code",
@@ -259,7 +260,7 @@ CHECKPOINT_CASES = {
 def test_checkpoints(bad, name):
     with pytest.raises(UserError) as caught:
         checkpoint.load_weights(models.mymodel.MyModel(), bad / f"{name}.pth", "--resume")
-    assert str(caught.value).startswith(f"--resume {bad}/{name}.pth: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"--resume {bad}/{name}.pth") and "\n" not in str(caught.value)
     assert CHECKPOINT_CASES[name] in str(caught.value) and not (bad / "executed").exists()
 
 

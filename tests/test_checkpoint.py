@@ -72,6 +72,12 @@ def test_what_a_folder_means(tmp_path):
     assert why == ", epoch 2, the best of the folder by pixel-level F1 (0.5000)"
     assert checkpoint.choose_checkpoint(tmp_path / "checkpoint-0.pth")[0].name == "checkpoint-0.pth"
     assert checkpoint.find_resume("auto", tmp_path).name == "checkpoint-10.pth"
+    assert checkpoint.find_resume(None, tmp_path / "of another machine") is None  # where only rank 0 makes the folder
     (tmp_path / "checkpoint-2.pth").unlink()
     path, content, why = checkpoint.choose_checkpoint(tmp_path)
-    assert path.name == "checkpoint-10.pth" and content["epoch"] == 10 and "epoch 10, the newest of the folder" in why
+    assert path.name == "checkpoint-10.pth" and content["epoch"] == 10
+    assert why == ", epoch 10, the newest of the folder (its best, of epoch 2, is not there)"
+    for strange in (0.5, {"epoch": 2}, None):  # other people's code
+        torch.save({"model": state, "best": strange}, tmp_path / "checkpoint-11.pth")
+        path, content, why = checkpoint.choose_checkpoint(tmp_path)
+        assert path.name == "checkpoint-11.pth" and why.endswith("(which records no best)")

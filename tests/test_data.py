@@ -451,12 +451,20 @@ def test_fingerprint_is_of_names_and_contents_wherever_they_lie(tmp_path):
     changed = bytearray((copy / "Au/p003.png").read_bytes())
     changed[-20] ^= 1  # in the checksum of the last pixels
     (copy / "Au/p003.png").write_bytes(changed)
-    with pytest.raises(UserError, match="p003.png is no image that can be read"):
+    with pytest.raises(UserError, match="p003.png can't be read as an image"):
         data.JsonDataset(copy / "set.json")
     pixels = cv2.imread(str(original / "Au/p003.png"))
     pixels[0, 0, 0] ^= 1
     cv2.imwrite(str(copy / "Au/p003.png"), pixels)
     assert data.JsonDataset(copy / "set.json").fingerprint != first
+
+
+def test_a_broken_link_is_named(tmp_path):
+    make_images(tmp_path, 2)
+    (tmp_path / "Tp/p001.png").unlink()
+    (tmp_path / "Tp/p001.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(UserError, match="Tp/p001.png: No such file"):
+        data.ManiDataset(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x.tif", "x.bmp", "x.png", "x.jpg"])
@@ -555,9 +563,10 @@ def test_image_files_one_by_one(images, tmp_path):
     dataset = data.FilesDataset(list(map(str, paths)), image_size=SIZE)
     assert load(dataset)["name"] == list(map(str, paths)) and "2 images, unlabelled" in dataset.describe()
     assert len(list(tmp_path.iterdir())) == 2  # no cache among a user's photos
-    for wrong in (str(tmp_path / "gone.png"), str(images / "set.json")):
-        with pytest.raises(UserError, match=f"{wrong}: no such image"):
-            data.FilesDataset([*paths, wrong])
+    for wrong, text in ((tmp_path / "gone.png", ": no such file"), (images / "set.json", " is no image file"),
+                        (images, " is no image file")):
+        with pytest.raises(UserError, match=f"{wrong}{text}"):
+            data.FilesDataset([*map(str, paths), str(wrong)])
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png"])

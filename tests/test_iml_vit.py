@@ -102,5 +102,5 @@ def test_other_files_are_refused(tmp_path, content):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(UserError, match="--vit_pretrain_path .*weights.pth: "):
+    with pytest.raises(UserError, match="--vit_pretrain_path .*weights.pth"):
         IML_ViT(vit_pretrain_path=str(path), **SMALL)

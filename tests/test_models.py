@@ -242,7 +242,8 @@ def test_constrained_convolution_keeps_its_constraint():
 
 @pytest.mark.parametrize("file, name, args, message", [
     ("myconvnext", "MyConvNeXt", {}, "--pretrained: .* convnext_tiny .*no network.* give --no-pretrained"),
-    ("mvssnet", "MVSSNet", {"pretrained_base": True}, "--pretrained_base: .* resnet50.tv_in1k .* leave the flag out"),
+    ("mvssnet", "MVSSNet", {"pretrained_base": True},
+     "--pretrained_base: .* resnet50.tv_in1k .* give --no-pretrained_base"),
     ("cat_net", "Cat_Net", {"pretrained_rgb": "timm"}, "--pretrained_rgb timm: .* hrnet_w48 .* give a file"),
     ("object_former", "ObjectFormer", {"num_layers": 1, "init_weight_path": "timm"},
      "--init_weight_path timm: .* vit_base_patch16_224 .* give a file"),

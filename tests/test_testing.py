@@ -282,6 +282,12 @@ def test_nothing_is_written_outside_the_output_folder(images, checkpoints, tmp_p
         "first/p000.png", "first/p001.png", "second/p000.png", "second/p001.png"]
 
 
+def test_an_image_listed_many_times_is_saved(images, checkpoints, tmp_path):
+    (tmp_path / "twice.json").write_text(json.dumps([[str(images / "Tp/p000.png"), "Negative"]] * 40))
+    save_images("MyModel", checkpoints, tmp_path / "twice.json", tmp_path / "out", *SMALL, "--test_batch_size", 8)
+    assert files_below(tmp_path / "out" / "pred") == ["p000.png"]
+
+
 @pytest.mark.slow
 def test_two_processes_merge_their_scores(images, checkpoints, tmp_path):
     alone = save_images("MyModel", checkpoints, images / "set.json", tmp_path / "one", *SMALL)
@@ -327,7 +333,7 @@ def test_image_files(images, checkpoints, tmp_path):
         mask = next((tmp_path / name / "pred").rglob("p000.png"))
         assert mask.read_bytes() == (tmp_path / "folder" / "pred" / "p000.png").read_bytes()
     done = run_here("save_images.py", *flags, "--output_dir", tmp_path / "no", "--test_data_path", photos[0], images)
-    assert done.returncode == 1 and f"error: --test_data_path {images}: no such image" in done.stderr
+    assert done.returncode == 1 and f"error: --test_data_path {images} is no image file" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -216,16 +216,16 @@ def test_no_weight_decay_of_the_model_is_honoured():
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_anything_is_saved(images, tmp_path):
-    """At step 2 of epoch 1, between two printed lines; the epoch before stays."""
-    command = ["train.py", "--model", "Root", "--step", 11, "--data_path", images / "set.json", "--epochs", 3,
+    """At step 3 of epoch 1, after which the losses are NaN too before the next line is printed; epoch 0 stays."""
+    command = ["train.py", "--model", "Root", "--step", 9, "--data_path", images / "set.json", "--epochs", 3,
                "--batch_size", 2, "--log_per_epoch_count", 2, "--save_period", 1, "--output_dir", tmp_path / "out",
                *SMALL]
     done = run_here(*command)
     assert done.returncode == 1 and saved(tmp_path / "out") == [0] and len(rows(tmp_path / "out")) == 1
     sampler = data.TrainBatches(data.JsonDataset(images / "set.json"), 2, seed=3)
     sampler.set_epoch(1)
-    names = [json.loads((images / "set.json").read_text())[i][0] for i in list(sampler)[11 - 6]]
-    assert done.stderr.startswith("error: Epoch: [1] the gradient of step 5 is not finite")
+    names = [json.loads((images / "set.json").read_text())[i][0] for i in list(sampler)[9 - 6]]
+    assert done.stderr.startswith("error: Epoch: [1] the gradient of step 3 is not finite")
     assert done.stderr.count("\n") == 1
     assert f"Its images: {', '.join(names)}." in done.stderr
 
