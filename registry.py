@@ -451,8 +451,8 @@ def parse_args(parser, argv=None, find_stored=None):
                                 f"{' and '.join(missing)}, and the other flags of the training (--image_size, the "
                                 "model's own).")
     name = asked.model or stored.get("model")
-    if not name:
-        raise UserError("--model is empty: give the name of a model.")
+    if not name or not isinstance(name, str):
+        raise UserError(f"--model {name!r}: give the name of a model.")
     model = find_model(name)
     script_flags = [action.dest for action in parser._actions if action.dest != "help"]
     add_model_flags(parser, name, model)
