@@ -450,7 +450,7 @@ def parse_args(parser, argv=None, find_stored=None):
                 raise UserError(f"--checkpoint_path {source} does not say how it was trained: give "
                                 f"{' and '.join(missing)}, and the other flags of the training (--image_size, the "
                                 "model's own).")
-    name = asked.model or stored.get("model")
+    name = asked.model or stored.get("model") or ""
     if not name or not isinstance(name, str):
         raise UserError(f"--model {name!r}: give the name of a model.")
     model = find_model(name)

@@ -3,6 +3,7 @@
 Run: python -m pytest tests/test_checkpoint.py
 """
 import argparse
+import contextlib
 import csv
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import checkpoint
 import models.mymodel
 from conftest import run_here
+from registry import UserError
 
 SMALL = ["--num_workers", 0]
 
@@ -59,6 +61,15 @@ def test_nothing_but_the_checkpoint_and_the_data(images, tmp_path, monkeypatch, 
     printed = run("train.py", tmp_path / "run", "--model", name, *flags, *shared, "--data_path", images, "--epochs", 2,
                   "--batch_size", 3, "--resume", "auto")
     assert "epoch 1 comes next" in printed and "pretrained was" not in printed
+
+
+def test_ranks_that_find_different_checkpoints_stop(monkeypatch):
+    """Several machines, each with a disk of its own."""
+    monkeypatch.setattr("ddp.gather", lambda value: [value, "checkpoint-1.pth"])
+    monkeypatch.setattr("ddp.fail_together", contextlib.nullcontext)
+    checkpoint.refuse_different("checkpoint-1.pth", "--checkpoint_path o")
+    with pytest.raises(UserError, match="--checkpoint_path o: the processes find different checkpoints .checkpoint-0"):
+        checkpoint.refuse_different("checkpoint-0.pth", "--checkpoint_path o")
 
 
 def test_what_a_folder_means(tmp_path):

@@ -220,6 +220,10 @@ def test_unknown_model(repo):
     assert repo.mistake("noisnet") == ("--model noisnet: there is no such model in models/. Did you mean NoiseNet? "
                                        "Known: Loop1, Loop2, NoiseNet.")
     assert "Did you mean Loop2?" in repo.mistake("loop_2")
+    for strange in ("*", "Noise(Net", "["):
+        assert repo.mistake(strange).startswith(f"--model {strange}: there is no such model in models/.")
+    with pytest.raises(repo.registry.UserError, match="--model '': give the name of a model"):
+        repo.registry.parse_args(repo.registry.script_parser("A script.", output_dir="out"), ["--model="])
 
 
 def test_post_function(repo):
@@ -412,7 +416,7 @@ def test_help(repo, capsys):
 # Errors, as a user sees them
 
 
-def test_errors_are_one_line(repo, capsys):
+def test_errors_are_one_line(repo, capsys, monkeypatch):
     run, UserError = repo.registry.exit_on_user_error, repo.registry.UserError
 
     def fail(error):
@@ -424,6 +428,10 @@ def test_errors_are_one_line(repo, capsys):
             run(lambda: fail(UserError(text)))
         assert end.value.code == 1 and capsys.readouterr() == ("", line)
     assert run(lambda: 5) == 5
+    monkeypatch.setenv("RANK", "1")  # before the process group is there all ranks meet the same mistake
+    with pytest.raises(SystemExit) as end:
+        run(lambda: fail(UserError("--x: wrong.")))
+    assert end.value.code == 1 and capsys.readouterr() == ("", "")
     # any other exception keeps its traceback, and gets a hint where there is one
     for error, hint in ((ValueError("CUDA out of memory"), "hint: lower --batch_size"), (ValueError("x"), "")):
         with pytest.raises(SystemExit) as end:

@@ -5,6 +5,7 @@ Run: python -m pytest tests/test_testing.py
 import argparse
 import csv
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -332,6 +333,10 @@ def test_image_files(images, checkpoints, tmp_path):
     for name in ("one", "two"):
         mask = next((tmp_path / name / "pred").rglob("p000.png"))
         assert mask.read_bytes() == (tmp_path / "folder" / "pred" / "p000.png").read_bytes()
+    (tmp_path / "holiday.jpg").mkdir()  # a folder, whatever its name says
+    shutil.copy(photos[0], tmp_path / "holiday.jpg")
+    save_images("MyModel", checkpoints, tmp_path / "holiday.jpg", tmp_path / "named", *SMALL)
+    assert files_below(tmp_path / "named" / "pred") == ["p000.png"]
     done = run_here("save_images.py", *flags, "--output_dir", tmp_path / "no", "--test_data_path", photos[0], images)
     assert done.returncode == 1 and f"error: --test_data_path {images} is no image file" in done.stderr
 
