@@ -100,8 +100,9 @@ def average(values):
 
 
 def cleanup():
-    """Leave the process group."""
+    """Leave the process group, all ranks at once: rank 0 may still write while the others are done."""
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 
