@@ -119,8 +119,13 @@ class Metric:
                             "reported, and a static method formula(tp, fp, fn, tn) of tensors.")
         if mode not in MODES:
             raise UserError(f"unknown metric mode '{mode}'.{nearest(mode, MODES)} Modes: {', '.join(MODES)}.")
-        self.threshold, self.mode = threshold, mode
-        notes = [f"threshold {threshold}"] * (threshold != 0.5) + [mode] * (mode != "origin")
+        self.mode = mode
+        self.set_threshold(threshold)
+
+    def set_threshold(self, threshold):
+        """Call tampered what is above `threshold` from now on; the name tells one that is not 0.5."""
+        self.threshold = threshold
+        notes = [f"threshold {threshold}"] * (threshold != 0.5) + [self.mode] * (self.mode != "origin")
         self.name = self.title + (f" ({', '.join(notes)})" if notes else "")
 
     def compute(self, samples):
@@ -229,16 +234,23 @@ def parse_metrics(specs):
     return metrics
 
 
-def choose(specs, default, image_level):
+def choose(specs, default, image_level, threshold=None):
     """Return the metrics of a script: those that `--metrics` names, else its own list.
 
-    With `image_level` the three image metrics are added.
+    With `image_level` the three image metrics are added. A `threshold` goes to all that have one; UserError if none
+    has.
     """
     chosen = parse_metrics(specs) if specs else list(default)
     if image_level:
         chosen += [metric for metric in (ImageF1(), ImageAUC(), ImageAccuracy())
                    if metric.name not in [m.name for m in chosen]]
     refuse_repeated(chosen)
+    thresholded = [metric for metric in chosen if not metric.takes_scores]
+    if threshold is not None and not thresholded:
+        raise UserError(f"--threshold {threshold}: none of the metrics has a threshold "
+                        f"({', '.join(metric.name for metric in chosen)}); leave it out.")
+    for metric in thresholded if threshold is not None else ():
+        metric.set_threshold(threshold)
     return chosen
 
 

@@ -9,6 +9,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import os
 import re
 import shlex
@@ -57,6 +58,11 @@ def exit_on_user_error(main):
         if hints:
             print("hint:", hints[0], file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+def counted(number, noun):
+    """Return a number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def nearest(word, known):
@@ -522,6 +528,9 @@ def script_parser(doc, trains=False, evaluates=True, **defaults):
         group.add_argument("--metrics", nargs="+", default=None, metavar="NAME",
                            help="replaces the list in the script: PixelF1 PixelIOU PixelAccuracy PixelAUC ImageF1 "
                                 "ImageAUC ImageAccuracy, pixel metrics also as PixelF1:reverse or PixelF1:double")
+        group.add_argument("--threshold", type=finite, default=None,
+                           help="what is above it counts as tampered, for the metrics that have a threshold (default: "
+                                "that of the script's list, 0.5)")
         group.add_argument("--if_predict_label", action="store_true",
                            help="the image-level metrics too (the model must return pred_label)")
         group.add_argument("--log_dir", default=None, help="folder for TensorBoard events (default: output_dir)")
@@ -548,12 +557,20 @@ def natural(text):
     return whole(text, 0)
 
 
-def rate(text):
-    """argparse type: a finite number of at least 0."""
+def finite(text):
+    """argparse type: a finite number."""
     try:
         value = float(text)
     except ValueError:
-        value = -1
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def rate(text):
+    """argparse type: a finite number of at least 0."""
+    value = finite(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is below 0")
     return value

@@ -23,6 +23,9 @@ def get_args():
                        help="test set, or a JSON object {name: path} of several")
     group.add_argument("--checkpoint_path", required=True,
                        help="checkpoint file, or a folder: its best checkpoint, or its newest if it records no best")
+    group.add_argument("--attacks", nargs="+", default=None, metavar="NAME",
+                       help="only these: GaussianBlur, GaussianNoise, JpegCompression (or what the list of the script "
+                            "holds instead), or an attack class in a file below models/, by its name")
     group.add_argument("--noise_unit", choices=["variance", "std"], default="variance",
                        help="what the strength of the noise is, on the 0-255 scale: variance as in IMDL-BenCo, or "
                             "standard deviation as in most papers")
@@ -32,16 +35,16 @@ def get_args():
     return parse_args(parser, find_stored=stored_args)
 
 
-def make_attacks(noise_unit, seed, convention):
-    """Return the list of attacks."""
+def make_attacks(names, noise_unit, seed, convention):
+    """Return the list of attacks, or those of `names`."""
     import transforms  # here: with albumentations, which takes seconds
-    return [
+    return transforms.choose_attacks(names, [
         # TODO the attacks and their strengths, 0 = no attack: the three below, or a subclass of
         # transforms.AttackWrapper of your own
         transforms.GaussianBlurWrapper([0, 3, 7, 11, 15, 19, 23]),
         transforms.GaussianNoiseWrapper([3, 7, 11, 15, 19, 23], unit=noise_unit, seed=seed, convention=convention),
         transforms.JpegCompressionWrapper([50, 60, 70, 80, 90, 100], convention=convention),
-    ]
+    ])
 
 
 def main():
@@ -53,8 +56,8 @@ def main():
         metrics.PixelF1(threshold=0.5),
         metrics.PixelIOU(threshold=0.5),
     ]
-    attacks = make_attacks(args.noise_unit, args.seed, args.attack_convention)
-    metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label)
+    attacks = make_attacks(args.attacks, args.noise_unit, args.seed, args.attack_convention)
+    metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label, args.threshold)
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):
         raise UserError(f"two attacks share a name ({', '.join(names)}), under which results are kept: give one "

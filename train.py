@@ -69,10 +69,10 @@ def train_transform():
     """Return the training augmentation, IMDL-BenCo's, of the uint8 image and mask before resizing or padding."""
     import albumentations as albu  # here: it takes seconds, and only training needs it
 
-    from transforms import RandomCopyMove, RandomGaussianBlur, RandomInpainting, RandomJpegCompression
+    from transforms import RandomCopyMove, RandomGaussianBlur, RandomInpainting, RandomJpegCompression, RandomScale
     # TODO change the augmentation: any albumentations transform, and those of transforms.py
     return albu.Compose([
-        albu.RandomScale(scale_limit=0.2, p=1.0),
+        RandomScale(scale_limit=0.2, p=1.0),
         RandomCopyMove(p=0.1),
         RandomInpainting(p=0.1),
         albu.HorizontalFlip(p=0.5),
@@ -176,7 +176,7 @@ def main():
         metrics.PixelF1(threshold=0.5),
         metrics.PixelIOU(threshold=0.5),
     ]
-    metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label)
+    metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label, args.threshold)
     dataset_options = data.dataset_options(args, post_function(args.model, model_args), ddp.is_main())
     output_dir, log_dir = open_output(args, model_args)
     resume = find_resume(args.resume, output_dir)

@@ -13,7 +13,7 @@ import albumentations as albu
 import cv2
 import numpy as np
 
-from registry import UserError
+from registry import Registry, UserError, import_failure, import_files, model_files, nearest
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Augmentations that tamper, for albumentations 2
@@ -110,7 +110,15 @@ class RandomInpainting(RandomWindowTransform):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Augmentations that degrade, in place of albumentations' own
+# Augmentations in place of albumentations' own
+
+
+class RandomScale(albu.RandomScale):
+    """albumentations' RandomScale, but a side of one pixel is never made shorter, which would leave none."""
+
+    def get_params_dependent_on_data(self, params, data):
+        """Return `scale`, as drawn or the least that leaves a pixel of the shorter side."""
+        return {"scale": max(params["scale"], 1 / min(params["shape"][:2]))}
 
 
 class RandomGaussianBlur(albu.ImageOnlyTransform):
@@ -168,6 +176,7 @@ class RandomJpegCompression(albu.ImageOnlyTransform):
 # ---------------------------------------------------------------------------------------------------------------------
 # Attacks of the robustness test
 
+ATTACKS = Registry("attack")
 CONVENTIONS = ("exact", "imdlbenco")
 
 
@@ -181,26 +190,31 @@ class AttackWrapper:
     """An attack at several strengths: iterating gives (strength, transform), with transform(image, name) -> image.
 
     Images are uint8 (H, W, 3) RGB; `name` is the image's name as its dataset lists it. Strength 0 is no attack. An
-    attack of your own is a subclass that overrides `attack`, and names what its strength counts:
+    attack of your own is a subclass that overrides `attack`, and names what its strength counts. In any file below
+    models/ it is known to `test_robust.py --attacks` by its `name`, with the strengths of the class:
 
         class GammaWrapper(AttackWrapper):
-            name = "Gamma"
-            strength_unit = "exponent"
+            name, strength_unit, strengths = "Gamma", "exponent", [0, 0.5, 1.5, 2]
 
             def attack(self, image, strength, name):
                 return np.rint(255 * (image / 255) ** strength).astype(np.uint8)
 
     Args:
-        strengths: list of numbers
+        strengths: list of numbers (default: the class's own)
     """
 
-    name, strength_unit = "Attack", "strength"
+    name, strength_unit, strengths = "Attack", "strength", ()
     allowed = "a number"  # what a strength must be, besides 0
 
-    def __init__(self, strengths):
-        self.strengths = list(strengths)
+    def __init_subclass__(cls):
+        if "name" in vars(cls):
+            ATTACKS.register_module(cls.name, cls)
+
+    def __init__(self, strengths=None):
+        self.strengths = list(self.strengths if strengths is None else strengths)
         if not self.strengths:
-            raise UserError(f"{type(self).__name__}: the list of strengths is empty; give at least one.")
+            raise UserError(f"{type(self).__name__}: the list of strengths is empty; give at least one, to the object "
+                            "or as `strengths` of the class.")
         for strength in self.strengths:
             if not self.allows(strength):
                 raise UserError(f"{type(self).__name__}: strength {strength!r} is refused; give {self.allowed}, or 0 "
@@ -233,6 +247,21 @@ class AttackWrapper:
             raise UserError(f"{type(self).__name__}.attack returned {attacked.dtype} {attacked.shape} for {name}; "
                             f"it must return uint8 {image.shape}, like the image that it was given.")
         return attacked
+
+
+def choose_attacks(names, listed):
+    """Return the attacks that `--attacks` names, of the script's list or of a file below models/; without names, the
+    list. Raises UserError for an unknown name, with the nearest."""
+    known, failures = {attack.name: attack for attack in listed}, {}
+    if not known.keys() >= set(names or ()):
+        failures = import_files(path for path in model_files() if b"AttackWrapper" in path.read_bytes())
+    for name in names or ():
+        if name not in known and name not in ATTACKS:
+            known_names = sorted({*known, *ATTACKS.entries})
+            raise UserError(" ".join([f"--attacks {name}: there is no such attack.{nearest(name, known_names)} Known: "
+                                      f"{', '.join(known_names)}.",
+                                      *(import_failure(file, error) for file, error in failures.items())]))
+    return [known.get(name) or ATTACKS.get(name)() for name in names] if names else listed
 
 
 class GaussianBlurWrapper(AttackWrapper):
@@ -276,7 +305,8 @@ class GaussianNoiseWrapper(AttackWrapper):
         return super().allows(strength) and strength >= 0
 
     def attack(self, image, strength, name):
-        digest = hashlib.blake2b(f"{name}|{float(strength)}|{self.seed}".encode(), digest_size=8).digest()
+        text = f"{name}|{float(strength)}|{self.seed}"
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         rng = np.random.default_rng(int.from_bytes(digest, "big"))
         noisy = rng.standard_normal(image.shape, np.float32)
         noisy *= math.sqrt(strength) if self.unit == "variance" else strength
