@@ -2,6 +2,7 @@
 
 Workers hand over uint8 images and masks; `to_device` is the one place that normalises them.
 """
+import collections
 import concurrent.futures
 import contextlib
 import difflib
@@ -11,17 +12,21 @@ import io
 import json
 import os
 import re
+import tempfile
+import threading
+import warnings
 import zipfile
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
 import log
-from registry import UserError
+from registry import UserError, counted
 
 cv2.setNumThreads(0)  # the loader's workers are the parallelism
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are raised here, with the file's name
@@ -32,6 +37,11 @@ STD = (0.229, 0.224, 0.225)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading files
+
+MAX_PIXELS = 2**30  # the limit on width x height, OpenCV's own; Pillow's are lifted, so that there is one
+Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # AI generators write long texts into PNGs
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd EXIF, which says nothing about the pixels
 
 
 def read_bytes(path):
@@ -61,7 +71,7 @@ def is_complete(data):
             length = int.from_bytes(content[position + 2:position + 4], "big")
             position += 1 if content[position + 1] == 0xFF else 2 + length
         return content.find(b"\xff\xd9", position) >= 0
-    if data[:4].tobytes() == b"\x89PNG" and b"IEND" not in tail:
+    if is_png(data) and b"IEND" not in tail:
         content, position = data.tobytes(), 8
         while position + 8 <= len(content) and content[position + 4:position + 8] != b"IEND":
             position += 12 + int.from_bytes(content[position:position + 4], "big")
@@ -69,62 +79,218 @@ def is_complete(data):
     return True
 
 
-def is_tiff_with_alpha(data):
-    """Tell whether OpenCV would multiply the colours by the alpha channel, as it does for TIFF alone."""
+def is_png(data):
+    """Tell whether the bytes of a file (uint8 array) begin as a PNG does."""
+    return data[:4].tobytes() == b"\x89PNG"
+
+
+def tiff_length(image):
+    """Return how long a TIFF file must be by its own header, in bytes."""
+    tags = image.tag_v2  # offsets and lengths of strips, or of tiles
+    starts, lengths = (tags.get(strips) or tags.get(tiles) or () for strips, tiles in ((273, 324), (279, 325)))
+    return max((start + length for start, length in zip(starts, lengths)), default=0)
+
+
+def orientation_of(image):
+    """Return the EXIF orientation of an opened PIL image, 1 (as stored) to 8; 1 where its EXIF is malformed."""
     try:
-        return data[:4].tobytes() in (b"II*\0", b"MM\0*") and Image.open(io.BytesIO(data)).mode == "RGBA"
-    except OSError:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # malformed EXIF raises many types
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def turn(pixels, orientation):
+    """Return an array (H, W, ...) turned and mirrored as an EXIF orientation of 1 to 8 asks for."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = (slice(None, None, -1 if orientation in some else 1) for some in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return np.ascontiguousarray(pixels[rows, columns])
+
+
+def needs_pillow(data):
+    """Tell whether OpenCV would read the bytes of a file (uint8 array) otherwise than Pillow does.
+
+    It multiplies a TIFF's colours by the alpha channel, leaves CMYK in a mask, may fill what a truncated BMP or TIFF
+    lacks, and turns a TIFF by its orientation whether asked to or not.
+    """
+    magic = data[:4].tobytes()
+    if magic not in (b"II*\0", b"MM\0*"):
+        return magic[:2] == b"BM" or magic[:3] == b"GIF"
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Exception:  # PIL raises many types; OpenCV may read it all the same
         return False
+    return image.mode in ("RGBA", "CMYK") or orientation_of(image) > 1 or len(data) < tiff_length(image)
 
 
-def decode(path, data, flags, mode):
-    """Decode with OpenCV; PIL (converting to `mode`) takes what OpenCV can't read or what doesn't end as it should."""
-    if is_complete(data) and not is_tiff_with_alpha(data):
+DECODER_WORDS = re.compile(rb"^(?:Corrupt JPEG|Premature end|Invalid |Inconsistent |Unsupported |Warning: |libpng ).*$",
+                           re.M)
+ONE_AT_A_TIME = threading.Lock()
+
+
+@functools.lru_cache(maxsize=1)
+def scratch_file(process):
+    """Return a temporary file of this process alone: one shared with the parent of a fork would mix the words of both."""
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def hear_decoder(decoder, *args):
+    """Return (decoder(*args), what libjpeg or libpng said); they print it to descriptor 2, without the file's name."""
+    with ONE_AT_A_TIME:
         try:
-            image = cv2.imdecode(data, flags)
+            heard, screen = scratch_file(os.getpid()), os.dup(2)
+        except OSError:  # no temporary folder, or no standard error
+            return decoder(*args), ""
+        os.dup2(heard.fileno(), 2)
+        try:
+            result = decoder(*args)
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+        if not heard.tell():
+            return result, ""
+        heard.seek(0)
+        said = heard.read()
+        heard.seek(0)
+        heard.truncate()
+    if others := DECODER_WORDS.sub(b"", said).strip():  # another thread's
+        os.write(2, others + b"\n")
+    return result, b"; ".join(dict.fromkeys(DECODER_WORDS.findall(said))).decode(errors="replace")
+
+
+@functools.lru_cache
+def say_damage(path, words):
+    """Print, once in a process, that a JPEG is damaged."""
+    log.say(f"warning: {path}: damaged inside, so that some of its pixels are wrong ({words}); python "
+            "tools/check_data.py finds all such files")
+
+
+def decode(path, data, flags, mode, on_damage=say_damage):
+    """Decode the bytes of a file (uint8 array) as they are stored, whatever EXIF asks for.
+
+    Args:
+        path: for messages
+        flags: how OpenCV decodes
+        mode: what PIL converts to, which takes what OpenCV can't read or reads otherwise
+        on_damage: called as on_damage(path, words of libjpeg) where a JPEG is damaged but can be decoded
+
+    Returns:
+        array (H, W) or (H, W, channels), uint8 but for masks of other types
+
+    Raises:
+        UserError: truncated, too large, or nothing that can be decoded
+    """
+    complete = is_complete(data)
+    if complete and not needs_pillow(data):
+        try:
+            image, words = hear_decoder(cv2.imdecode, data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
         except cv2.error:  # more pixels than OpenCV allows
-            image = None
+            image, words = None, ""
         if image is not None:
+            if words and not is_png(data):
+                on_damage(path, words)
             return image
     try:
-        return np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+        if is_png(data) and not complete:
+            raise OSError("image file is truncated")
+        return decode_with_pillow(path, data, mode)
+    except UserError:
+        raise
     except Exception as error:  # PIL raises many types; each means that this file can't be decoded
+        refuse_float(path, data)
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{path} can't be decoded, it is broken or truncated ({reason}): "
-                        "copy it again or take it out.") from None
+        what = "is truncated" if "truncated" in str(error) else "can't be decoded, it is broken"
+        raise UserError(f"{path} {what} ({reason}): copy it again or take it out.") from None
 
 
-def read_image(path, turn=False):
-    """Read an image as RGB uint8 (H, W, 3), the same pixels as PIL gives. `turn` applies its EXIF orientation.
+def decode_with_pillow(path, data, mode):
+    """Decode bytes with PIL, as `decode` does; what PIL raises, or UserError for what is too large or has no 8 bits."""
+    image = Image.open(io.BytesIO(data))
+    refuse_large(path, image)
+    orientation = orientation_of(image) if image.format == "TIFF" else 1
+    if image.mode in ("I", "F"):
+        refuse_float(path, data)
+    if image.mode.startswith("I;16"):  # PIL would clip at 255
+        image.load()
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    pixels = np.asarray(image.convert(mode))
+    return turn(pixels, {6: 8, 8: 6}.get(orientation, orientation)) if orientation > 1 else pixels  # PIL has turned it
 
-    (OpenCV and PIL both turn a TIFF by its orientation whether asked to or not.)
+
+def refuse_large(path, image):
+    """Raise UserError for an opened PIL image of more than MAX_PIXELS."""
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{path} is {image.height}x{image.width} pixels (height x width), above the limit of "
+                        f"{MAX_PIXELS // 10**6} megapixels: make it smaller or take it out.")
+
+
+def refuse_float(path, data):
+    """Raise UserError for a file whose pixels are not of 8 or 16 bits (float or 32-bit TIFF)."""
+    with contextlib.suppress(cv2.error):
+        pixels, _ = hear_decoder(cv2.imdecode, data, cv2.IMREAD_UNCHANGED)
+        if pixels is not None and pixels.dtype not in (np.uint8, np.uint16):
+            raise UserError(f"{path} holds {pixels.dtype} pixels, whose range nothing tells: save it with 8 bits.")
+
+
+def read_image(path, turned=False):
+    """Read an image as RGB uint8 (H, W, 3), the same pixels as PIL gives, as stored or turned as its EXIF asks for.
+
     Raises UserError for files that are missing, empty, truncated or no images.
     """
-    flags = cv2.IMREAD_COLOR_RGB | (0 if turn else cv2.IMREAD_IGNORE_ORIENTATION)
-    return np.ascontiguousarray(decode(path, read_bytes(path), flags, "RGB"))
+    data = read_bytes(path)
+    pixels = decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB")
+    if turned:
+        with contextlib.suppress(OSError):
+            return turn(pixels, orientation_of(Image.open(io.BytesIO(data))))
+    return np.ascontiguousarray(pixels)
 
 
 def read_mask(path, data=None):
-    """Read a mask as uint8 (H, W): 1 where the mean of the colour channels is above 127.5, else 0. Raises UserError.
+    """Read a mask as uint8 (H, W): 1 where the mean of the colour channels is above 127.5, else 0.
 
-    `data` are the bytes of the file where they were read already.
+    `data` are the bytes of the file where they were read already. Raises UserError also for a mask that marks
+    something, but nothing bright enough to count (see `dark_mask`).
     """
-    mask = decode(path, read_bytes(path) if data is None else data, cv2.IMREAD_UNCHANGED, "RGB")
-    if mask.dtype == np.uint16:
-        mask = (mask >> 8).astype(np.uint8)
-    elif mask.dtype != np.uint8:
-        raise UserError(f"{path}: a mask of {mask.dtype} pixels. Store it with 8 bits, 0 and 255.")
-    if mask.ndim == 3:
-        mask = mask[..., :3].sum(axis=2, dtype=np.uint16) > 382 if mask.shape[2] > 1 else mask[..., 0] > 127
-    else:
-        mask = mask > 127
-    return mask.astype(np.uint8)
+    pixels = mask_pixels(path, read_bytes(path) if data is None else data)
+    mask = binary_mask(pixels)
+    if not mask.any() and (why := dark_mask(pixels)):
+        raise UserError(f"{path}: {why}, so it counts as empty: save it with 0 and 255.")
+    return mask
+
+
+def mask_pixels(path, data, on_damage=say_damage):
+    """Decode the bytes of a mask to its colours or grey values, uint8 or uint16 (H, W) or (H, W, 3); UserError."""
+    pixels = decode(path, data, cv2.IMREAD_UNCHANGED, "RGB", on_damage)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{path}: a mask of {pixels.dtype} pixels. Store it with 8 bits, 0 and 255.")
+    if pixels.ndim == 3:
+        return pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., 0]  # without alpha
+    return pixels
+
+
+def binary_mask(pixels):
+    """Turn what `mask_pixels` gives into a mask, uint8 0/1 (H, W)."""
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    return (pixels.sum(axis=2, dtype=np.uint16) > 382 if pixels.ndim == 3 else pixels > 127).astype(np.uint8)
+
+
+def dark_mask(pixels):
+    """Say why a mask of these pixels, none of which counts as tampered, is no empty one; "" where it is all black."""
+    brightest = int(pixels.max())
+    if not brightest:
+        return ""
+    if brightest == 1:
+        return "it holds 0 and 1 instead of 0 and 255"
+    return (f"its brightest value is {brightest} of {np.iinfo(pixels.dtype).max}, and no mean of the channels is above "
+            "half of that")
 
 
 def read_pair(image_path, mask_path):
     """Read an image and its mask (None: authentic) and return (image, mask, turned).
 
-    EXIF orientation is applied to neither, unless only the turned image has the size of its mask (`turned` is True
+    Both as stored, unless only the image as its EXIF orientation turns it has the size of its mask (`turned` is True
     then). Raises UserError with both paths where no choice makes the sizes agree.
     """
     image = read_image(image_path)
@@ -133,7 +299,7 @@ def read_pair(image_path, mask_path):
     mask = read_mask(mask_path)
     if mask.shape == image.shape[:2]:
         return image, mask, False
-    turned = read_image(image_path, turn=True)
+    turned = read_image(image_path, turned=True)
     if mask.shape == turned.shape[:2]:
         return turned, mask, True
     raise UserError(f"{image_path} is {image.shape[0]}x{image.shape[1]} pixels (height x width) but its mask "
@@ -144,7 +310,10 @@ def read_pair(image_path, mask_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Which images belong to a dataset
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+MASK_FILE_SUFFIXES = {*IMAGE_SUFFIXES, ".gif"}
+UNREAD_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".gif", ".psd", ".dng", ".cr2", ".nef", ".arw"}
+FOREIGN_FOLDERS = {"@eaDir", "@Recycle", "#recycle", "__MACOSX"}  # made by a NAS or an archiver, none of the user's
 # What public sets append to the image's stem. Columbia's second file `_edgemask_3` (three colours) is left out on
 # purpose: with it each of its images would have two masks.
 MASK_SUFFIXES = ("_gt", "_gt3", "_mask", "_edgemask", "_groundtruth", "_ground_truth", "_msk", "-gt", "-mask")
@@ -156,8 +325,9 @@ JSON_FORMS = ('Give a list of [image, mask or "Negative"], a list of ["ManiDatas
 def list_files(root, suffixes=None):
     """Return all files below `root`, or those whose extension (lower case, with the dot) is in `suffixes`.
 
-    Paths are relative to `root`, with "/", sorted. Names starting with a dot are left out; links are followed, but
-    a folder is not entered again below itself. Raises UserError when `root` or a folder below can't be listed.
+    Paths are relative to `root`, with "/", sorted. Names starting with a dot and FOREIGN_FOLDERS are left out; links
+    are followed, but a folder is not entered again below itself. Raises UserError when `root` or a folder below can't
+    be listed.
     """
     def refuse(error):
         raise UserError(f"{error.filename}: can't list this folder ({error.strerror}); give an existing folder that "
@@ -166,7 +336,7 @@ def list_files(root, suffixes=None):
     found = []
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         here = os.path.realpath(folder) + os.sep
-        folders[:] = [name for name in folders if not name.startswith(".")
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in FOREIGN_FOLDERS
                       and not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)]
         below = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
         found += [below.removeprefix("./") + name for name in names if not name.startswith(".")
@@ -174,9 +344,23 @@ def list_files(root, suffixes=None):
     return sorted(found)
 
 
-def list_images(root):
-    """Return all images (IMAGE_SUFFIXES) below `root` as sorted relative paths; see list_files."""
-    return list_files(root, IMAGE_SUFFIXES)
+def list_images(root, suffixes=IMAGE_SUFFIXES):
+    """Return all files below `root` with these extensions as sorted relative paths (see list_files).
+
+    One line counts the images of formats that are not read.
+    """
+    found = {path: os.path.splitext(path)[1].lower() for path in list_files(root, suffixes | UNREAD_SUFFIXES)}
+    unread = collections.Counter(suffix for suffix in found.values() if suffix not in suffixes)
+    if unread:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+        log.say(f"note: {root} holds {counts}, which {'is' if unread.total() == 1 else 'are'} not read: convert to PNG "
+                "or JPEG")
+    return [path for path, suffix in found.items() if suffix in suffixes]
+
+
+def list_masks(root):
+    """Return all masks below `root`, as `list_images` does; a mask may also be a GIF."""
+    return list_images(root, MASK_FILE_SUFFIXES)
 
 
 def split_stem(path):
@@ -230,14 +414,34 @@ def pair_by_name(images, masks):
             [image for image in images if image not in partner], [mask for mask in masks if mask not in used])
 
 
+def pair_by_order(path, images, masks):
+    """Pair two lists of one length, in order; UserError where numbers at the end of their names contradict that."""
+    pairs = list(zip(images, masks))
+    for pair in pairs:
+        numbers = [re.findall(r"\d+", MASK_SUFFIX.sub("", split_stem(name)[1]))[-1:] for name in pair]
+        if all(numbers) and int(numbers[0][0]) != int(numbers[1][0]):
+            raise UserError(f"{path}: no name in Gt/ fits a name in Tp/, and by dictionary order {pair[0]} would get "
+                            f"the mask {pair[1]}, of another number: give masks the names of their images, or list "
+                            "the pairs in a JSON.")
+    return pairs
+
+
 def read_json(path):
-    """Return the content of a JSON file, a list or an object; UserError where it is malformed or empty."""
+    """Return the content of a JSON file (UTF-8, UTF-16 or UTF-32), a list or an object; UserError for anything else."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors on Windows put a mark in front
+        data = Path(path).read_bytes()
+        content = json.loads(data)
     except json.JSONDecodeError as error:
+        lines = [line for line in error.doc.splitlines() if line.strip()]
+        if error.msg == "Extra data" and len(lines) > 1 and all(line.strip()[-1] in "]}" for line in lines):
+            raise UserError(f"{path} holds one JSON value per line, not one JSON list: put a comma behind each line "
+                            "but the last, and [ and ] around them all.") from None
         raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
                         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not encoded as UTF-8 (byte {error.start}: {error.object[error.start]:#04x}): save "
+                        "it as UTF-8, or write it with ASCII escapes, as Python's json.dump does.") from None
+    except OSError as error:
         raise UserError(f"{path} can't be read: {error}.") from None
     if not content or not isinstance(content, (list, dict)):
         raise UserError(f"{path} is {'empty' if content in ([], {}) else 'no list and no object'}. {JSON_FORMS}")
@@ -287,10 +491,11 @@ def dataset_kind(path):
     if path.suffix.lower() != ".json":
         raise UserError(f"{path} is neither a folder nor a .json file. Give a folder with Tp/ and Gt/, or a JSON file.")
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            start = file.read(1000).lstrip()
+        with open(path, "rb") as file:
+            data = file.read(4000)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}.") from None
+    start = data.decode(json.detect_encoding(data), errors="replace").lstrip()
     if start.startswith("{"):
         return "several"
     return "BalancedDataset" if re.match(r'\[\s*\[\s*"(Mani|Json)Dataset"', start) else "JsonDataset"
@@ -305,53 +510,75 @@ def exists(path):
 
 
 def resolve_path(json_path, path):
-    """Return a path that a JSON gives: taken from the JSON's folder if it is there, else from the working directory."""
-    near = os.path.join(os.path.dirname(os.path.abspath(json_path)), path)
-    return near if exists(near) else path
+    """Return a path that a JSON gives: taken from the JSON's folder if it is there, else from the working directory.
+
+    One written on Windows, with backslashes, is taken with slashes where it isn't there as it is.
+    """
+    folder = os.path.dirname(os.path.abspath(json_path))
+    for each in dict.fromkeys((path, path.replace("\\", "/"))):
+        near = os.path.join(folder, each)
+        if exists(near):
+            return near
+        if exists(each):
+            return each
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scan: what every file of a dataset is, read once and remembered
 
 SCAN_DTYPE = np.dtype([("size", "i8"), ("mtime", "i8"), ("digest", "S32"), ("height", "i4"), ("width", "i4"),
-                       ("orientation", "i2"), ("tampered", "i1")])  # tampered: of a mask, whether it holds a 1; else -1
-
-
-def tiff_length(image):
-    """Return how long a TIFF file must be by its own header, in bytes."""
-    tags = image.tag_v2  # offsets and lengths of strips, or of tiles
-    starts, lengths = (tags.get(strips) or tags.get(tiles) or () for strips, tiles in ((273, 324), (279, 325)))
-    return max((start + length for start, length in zip(starts, lengths)), default=0)
+                       ("orientation", "i2"),
+                       # of a mask, the side of the smallest square at its top left that holds a 1, in pixels; 0 where
+                       # it holds none, -1 of an image
+                       ("corner", "i4")])
 
 
 def scan_file(path, is_mask):
-    """Read a whole file and return its SCAN_DTYPE row: bytes, mtime (ns), BLAKE2 digest, header size, EXIF orientation.
+    """Read a whole file and return its SCAN_DTYPE row: bytes, mtime (ns), BLAKE2 digest, size as stored, orientation.
 
-    Raises UserError for a file that is empty, truncated or no image. Of images the compressed pixels are not decoded
-    (tools/check_data.py does that).
+    Raises UserError for a file that `decode` refuses. The compressed pixels of images are decoded only where something
+    is odd (tools/check_data.py decodes all).
     """
     data = read_bytes(path)
-    if not is_complete(data):
-        decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB")
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.format == "PNG":
-            Image.open(io.BytesIO(data)).verify()  # its checksums
-        elif image.format == "BMP":
-            image.load()  # raw pixels; writers don't agree on the length in the header
-        elif image.format == "TIFF" and len(data) < tiff_length(image):
-            raise OSError("image file is truncated")
-        # For a PNG without EXIF, PIL would decode the whole image to learn that.
-        orientation = image.getexif().get(0x0112, 1) if image.format != "PNG" or b"eXIf" in data.tobytes() else 1
-    except Exception as error:  # PIL raises many types; each means that this is no image
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{path} can't be read as an image ({reason}): copy it again or take it out.") from None
+        height, width, orientation = read_header(path, data)
+    except UserError:
+        raise
+    except Exception:  # PIL raises many types; what can be decoded is accepted all the same
+        height, width = decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB").shape[:2]
+        orientation = 1
     stat = os.stat(path)
-    orientation = orientation if orientation in range(1, 9) else 1
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    tampered = read_mask(path, data).any() if is_mask else -1
-    return np.array((stat.st_size, stat.st_mtime_ns, digest, image.height, image.width, orientation, tampered),
-                    SCAN_DTYPE)
+    corner = first_corner(read_mask(path, data)) if is_mask else -1
+    return np.array((stat.st_size, stat.st_mtime_ns, digest, height, width, orientation, corner), SCAN_DTYPE)
+
+
+def read_header(path, data):
+    """Return (height, width, EXIF orientation) of an image as stored; what PIL raises where the bytes look damaged."""
+    if not is_complete(data):
+        raise OSError("image file is truncated")
+    image = Image.open(io.BytesIO(data))
+    refuse_large(path, image)
+    if image.format == "PNG":
+        Image.open(io.BytesIO(data)).verify()  # its checksums
+    elif image.format in ("BMP", "GIF"):
+        image.load()  # writers of BMP don't agree on the length in the header
+    elif image.format == "TIFF" and len(data) < tiff_length(image):
+        raise OSError("image file is truncated")
+    if image.mode in ("I", "F"):
+        refuse_float(path, data)
+    # For a PNG without EXIF, PIL would decode the whole image to learn that.
+    orientation = orientation_of(image) if image.format != "PNG" or b"eXIf" in data.tobytes() else 1
+    if image.format == "TIFF" and orientation > 4:  # PIL gives the size as turned
+        return image.width, image.height, orientation
+    return image.height, image.width, orientation
+
+
+def first_corner(mask):
+    """Return the side of the smallest square at the top left of a mask (H, W) that holds a 1, in pixels; 0 for none."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    return int(np.maximum(rows, mask[rows].argmax(axis=1)).min()) + 1 if len(rows) else 0
 
 
 def scan(path, images, masks, progress=True):
@@ -381,7 +608,7 @@ def scan(path, images, masks, progress=True):
         raise UserError(f"{error.filename}: {error.strerror}. Fix the file or take it out of the dataset.") from None
     is_mask = np.arange(len(files)) >= len(images)
     stale = np.flatnonzero((rows["size"] != now[:, 0]) | (rows["mtime"] != now[:, 1])
-                           | is_mask & (rows["tampered"] < 0))
+                           | is_mask & (rows["corner"] < 0))
     if not len(stale):
         return rows[:len(images)], rows[len(images):]
     with (concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
@@ -410,7 +637,7 @@ def check_sizes(image_paths, mask_paths, image_rows, mask_rows):
     wrong = np.flatnonzero(~(same | turned))
     if len(wrong):
         i = wrong[0]
-        raise UserError(f"{len(wrong)} masks differ in size from their images, first {image_paths[i]} "
+        raise UserError(f"{counted(len(wrong), 'mask')} of another size than the image, first {image_paths[i]} "
                         f"({image_rows['height'][i]}x{image_rows['width'][i]} pixels, height x width) and "
                         f"{mask_paths[i]} ({mask_rows['height'][i]}x{mask_rows['width'][i]}): "
                         "fix or remove them (python tools/check_data.py lists all).")
@@ -418,6 +645,15 @@ def check_sizes(image_paths, mask_paths, image_rows, mask_rows):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Datasets
+
+
+class Facts(NamedTuple):
+    """What the files of a dataset tell; None where they were not read."""
+
+    tampered: int  # masks that mark something
+    larger: Optional[int]  # images of which a side is above image_size
+    lost: Optional[int]  # tampered images whose whole mask is outside of the top left image_size x image_size
+    fingerprint: str
 
 
 class ImageDataset(Dataset):
@@ -451,9 +687,9 @@ class ImageDataset(Dataset):
         if not names:
             raise UserError(f"{path} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))}).")
         # What only the files tell: before, a mask counts as one that marks something.
-        self.num_tampered, self.num_larger, self.fingerprint = sum(map(bool, masks)), None, "not computed"
-        if fingerprint:
-            self.num_tampered, self.num_larger, self.fingerprint = self.read_files(images, masks)
+        unread = Facts(sum(map(bool, masks)), None, None, "not computed")
+        self.facts = self.read_files(images, masks) if fingerprint else unread
+        self.fingerprint = self.facts.fingerprint
         # One array of bytes each, which forked workers share; a list of str would be copied as it is read.
         self.names, self.images, self.masks = (np.array([os.fsencode(text) for text in texts], dtype=bytes)
                                                for texts in (names, images, masks))
@@ -464,7 +700,7 @@ class ImageDataset(Dataset):
         raise NotImplementedError
 
     def read_files(self, images, masks):
-        """Return the numbers of tampered images and of images larger than image_size, and the fingerprint.
+        """Return the Facts of some images and their masks ("": none).
 
         The fingerprint is 12 hexadecimal digits of the names, sizes and contents of all pairs, wherever the dataset
         lies. Raises UserError for broken files and for masks of another size than their images.
@@ -482,20 +718,22 @@ class ImageDataset(Dataset):
             pairs[i] += f" {line}"
         digest = hashlib.blake2b(os.fsencode("\n".join(sorted(pairs))), digest_size=6).hexdigest()
         larger = np.maximum(image_rows["height"], image_rows["width"]) > self.image_size
-        return np.count_nonzero(mask_rows["tampered"]), np.count_nonzero(larger), digest
+        return Facts(np.count_nonzero(mask_rows["corner"]), np.count_nonzero(larger),
+                     np.count_nonzero(mask_rows["corner"] > self.image_size), digest)
 
     def describe(self):
         """Return the line that a run prints about the dataset."""
         cropped = ""
-        if self.padding and self.num_larger != 0:
-            count = "those" if self.num_larger is None else f"{self.num_larger}"
+        if self.padding and self.facts.larger != 0:
+            count = "those" if self.facts.larger is None else f"{self.facts.larger}"
             cropped = f"; {count} larger than {self.image_size}x{self.image_size} are cropped"
+            cropped += f", {self.facts.lost} of them lose their whole mask" if self.facts.lost else ""
         return f"{type(self).__name__} {self.path}: {self.describe_labels()}, fingerprint {self.fingerprint}{cropped}"
 
     def describe_labels(self):
         """Return the numbers of images for `describe`."""
-        return (f"{len(self.images)} images, {self.num_tampered} tampered, "
-                f"{len(self.images) - self.num_tampered} authentic")
+        return (f"{counted(len(self.images), 'image')}, {self.facts.tampered} tampered, "
+                f"{len(self.images) - self.facts.tampered} authentic")
 
     def __len__(self):
         return len(self.images)
@@ -557,17 +795,17 @@ class ManiDataset(ImageDataset):
 
     @staticmethod
     def find(path):
-        images, masks = list_images(os.path.join(path, "Tp")), list_images(os.path.join(path, "Gt"))
+        images, masks = list_images(os.path.join(path, "Tp")), list_masks(os.path.join(path, "Gt"))
         pairs, lone_images, lone_masks = pair_by_name(images, masks)
         if not pairs and images and len(images) == len(masks):
+            pairs, lone_images, lone_masks = pair_by_order(path, images, masks), [], []
             log.say(f"warning: {path}: no name in Gt/ fits a name in Tp/, so the files are paired by dictionary order; "
                     f"check that {images[0]} belongs to {masks[0]}")
-            pairs, lone_images, lone_masks = list(zip(images, masks)), [], []
         if lone_images or lone_masks:
             raise UserError(f"{path}: " + " and ".join(
-                f"{len(lone)} {what}: {', '.join(lone[:10])}{' ...' if len(lone) > 10 else ''}"
-                for lone, what in ((lone_images, "images in Tp/ without a mask in Gt/"),
-                                   (lone_masks, "masks without an image")) if lone)
+                f"{counted(len(lone), noun)} {what}: {', '.join(lone[:10])}{' ...' if len(lone) > 10 else ''}"
+                for lone, noun, what in ((lone_images, "image", "in Tp/ without a mask in Gt/"),
+                                         (lone_masks, "mask", "without an image")) if lone)
                 + ". Add what is missing or move these files away.")
         names = [os.path.join(path, "Tp", image) for image, _ in pairs]
         return names, names, [os.path.join(path, "Gt", mask) for _, mask in pairs]
@@ -584,9 +822,10 @@ class JsonDataset(ImageDataset):
             near = os.path.join(folder, file)
             if exists(near):
                 return near
-            if not exists(file):
+            found = resolve_path(path, file)
+            if not exists(found):
                 missing.append(file)
-            return file
+            return found
 
         names = [image for image, _ in pairs]
         images = [locate(image) for image in names]
@@ -596,22 +835,43 @@ class JsonDataset(ImageDataset):
                 if difflib.get_close_matches(file.lower(), [word.lower()], 1, 0.8):
                     raise UserError(f"{path}: {file!r} is no file. Did you mean {word!r}? {JSON_FORMS}")
         if missing:
-            raise UserError(f"{path} names {len(missing)} files that do not exist: {', '.join(missing[:5])}"
-                            f"{' ...' if len(missing) > 5 else ''}. Relative paths are taken from the JSON's folder, "
-                            "then from the working directory.")
+            raise UserError(f"{path} names {counted(len(missing), 'file')} that can't be found: "
+                            f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Relative paths are taken "
+                            "from the JSON's folder, then from the working directory.")
         return names, images, masks
 
 
 class FolderDataset(ImageDataset):
-    """A plain folder of images, unlabelled: masks are black and labels 0."""
+    """A plain folder of images, unlabelled: masks are black and labels 0. What lies below `leave_out` is left out."""
 
-    @staticmethod
-    def find(path):
+    def __init__(self, path, leave_out=None, **options):
+        self.leave_out = leave_out
+        super().__init__(path, **options)
+
+    def find(self, path):
         images = [os.path.join(path, image) for image in list_images(path)]
+        if self.leave_out and (output := Path(self.leave_out).resolve()).is_relative_to(Path(path).resolve()):
+            kept = [image for image in images if not Path(image).resolve().is_relative_to(output)]
+            if len(kept) < len(images):
+                log.say(f"note: {counted(len(images) - len(kept), 'image')} of {path} below {self.leave_out}, where "
+                        "this run writes, are left out")
+            images = kept
         return images, images, [""] * len(images)
 
     def describe_labels(self):
-        return f"{len(self)} images, unlabelled"
+        oriented = sum(map(has_orientation, map(os.fsdecode, self.images)))
+        return f"{counted(len(self), 'image')}, unlabelled" + (
+            f", {oriented} of them with an EXIF orientation, which is not applied: masks are as stored" if oriented
+            else "")
+
+
+def has_orientation(path):
+    """Tell from its header whether EXIF asks for an image to be turned or mirrored."""
+    try:
+        image = Image.open(path)
+    except OSError:  # the run will say it
+        return False
+    return (image.format != "PNG" or "exif" in image.info) and orientation_of(image) > 1  # PIL would decode the PNG
 
 
 class FilesDataset(FolderDataset):
@@ -645,9 +905,9 @@ class BalancedDataset(ImageDataset):
         self.members = []  # the describing line of each set
         for name, start, end in zip(self.paths, self.ends, self.ends[1:]):
             images, masks = (list(map(os.fsdecode, texts[start:end])) for texts in (self.images, self.masks))
-            tampered, _, own = (self.read_files(images, masks) if fingerprint
-                                else (sum(map(bool, masks)), None, "not computed"))
-            self.members.append(f"  {name}: {end - start} images, {tampered} tampered, "
+            facts = self.read_files(images, masks) if fingerprint else None
+            tampered, own = (facts.tampered, facts.fingerprint) if facts else (sum(map(bool, masks)), "not computed")
+            self.members.append(f"  {name}: {counted(end - start, 'image')}, {tampered} tampered, "
                                 f"{end - start - tampered} authentic, fingerprint {own}"
                                 + (", repeated within an epoch" if end - start < sample_number else ""))
 
@@ -687,8 +947,11 @@ FORMS = {"ManiDataset": "a folder with Tp/ and Gt/", "JsonDataset": "a JSON list
          "BalancedDataset": "a JSON of balanced sets", "FolderDataset": "a folder of images"}
 
 
-def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_number=1840, **options):
-    """Open the one dataset that a path means; `options` go to ImageDataset, errors name the command line's `flag`."""
+def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_number=1840, leave_out=None, **options):
+    """Open the one dataset that a path means; errors name the command line's `flag`.
+
+    `sample_number` goes to a BalancedDataset, `leave_out` to a FolderDataset, `options` to any.
+    """
     try:
         kind = dataset_kind(path)
         if kind not in allowed:
@@ -696,8 +959,8 @@ def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_numb
             what = words.get(kind, f"a {kind}") + (near_dataset(path) if kind == "FolderDataset" else "")
             raise UserError(f"{path} is {what}, which can't be used here. Give "
                             f"{' or '.join(FORMS[kind] for kind in allowed)}.")
-        balance = {"sample_number": sample_number} if kind == "BalancedDataset" else {}
-        return KINDS[kind](path, **balance, **options)
+        own = {"BalancedDataset": {"sample_number": sample_number}, "FolderDataset": {"leave_out": leave_out}}
+        return KINDS[kind](path, **own.get(kind, {}), **options)
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None
 
@@ -720,7 +983,8 @@ def open_sets(path, flag, **options):
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None
     if members is None:
-        return {Path(path).resolve().stem or "test": open_dataset(path, flag, **options)}
+        full = Path(path).resolve()
+        return {log.as_text(full.name if full.is_dir() else full.stem) or "test": open_dataset(path, flag, **options)}
     return {name: open_dataset(resolve_path(path, member), f"{flag} {path}, set {name!r}", **options)
             for name, member in members.items()}
 

@@ -8,6 +8,7 @@ import datetime
 import io
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -24,9 +25,15 @@ from registry import UserError
 
 
 def say(*words):
-    """Print from rank 0, at once."""
+    """Print from rank 0, at once; names of files need not be text that the terminal's encoding can show."""
     if is_main():
-        print(*words, flush=True)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(" ".join(map(str, words)).encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def as_text(path):
+    """Return a path with "_" for each byte that is no UTF-8, as in names out of an old zip file."""
+    return re.sub("[\ud800-\udfff]", "_", str(path))
 
 
 def format_table(header, rows):
@@ -187,6 +194,9 @@ def open_output(args, model_args):
     with fail_together():
         output_dir = make_output_dir(args.output_dir, "--output_dir")
         log_dir = make_output_dir(getattr(args, "log_dir", None) or args.output_dir, "--log_dir")
+        if hasattr(args, "log_dir") and str(log_dir) != as_text(log_dir):
+            raise UserError(f"--{'log_dir' if args.log_dir else 'output_dir'} {log_dir}: TensorBoard can't write to a "
+                            "folder whose name is not UTF-8. Give another folder.")
     if any((output_dir / name).exists() for name in ("results.csv", "pred")):
         say(f"note: {output_dir} holds results of an earlier run; those of the same name are replaced")
     say(f"command: {' '.join(sys.argv)}\narguments: {json.dumps({**vars(args), **model_args})}")

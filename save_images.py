@@ -5,8 +5,8 @@
 
 Takes labelled sets, plain folders of images, and image files. What the command line leaves out (model, its flags, size)
 is taken from the checkpoint. Writes to --output_dir: pred/ with 8-bit PNGs (probability x 255), in the sub-folders of
-the images; pred_label_rank<r>.json and pred_label_combined.json (name -> probability) if the model has pred_label; with
---save_overlay overlay/ with image, mask and heat map side by side.
+the images; scores.csv (name, label, score, PNG); pred_label_rank<r>.json and pred_label_combined.json (name ->
+probability) if the model has pred_label; with --save_overlay overlay/ with image, mask and heat map side by side.
 """
 import argparse
 import collections
@@ -22,7 +22,7 @@ import data
 import ddp
 from checkpoint import load_chosen, stored_args
 from evaluate import check_output, eval_mode, label_scores
-from log import Progress, open_output, say, write_file
+from log import Progress, csv_lines, open_output, say, write_file
 from metrics import PixelF1, refuse_bad_values
 from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
 
@@ -40,12 +40,15 @@ def get_args():
     return parse_args(parser, find_stored=stored_args)
 
 
-def open_images(paths, **options):
-    """Open what --test_data_path gives, one path or several image files; return {name: dataset}."""
+def open_images(paths, output_dir, **options):
+    """Open what --test_data_path gives, one path or several image files; return {name: dataset}.
+
+    A plain folder is taken without what is below `output_dir`, an earlier run's masks.
+    """
     is_image = os.path.splitext(paths[0])[1].lower() in data.IMAGE_SUFFIXES and not os.path.isdir(paths[0])
     if len(paths) == 1 and not is_image:
         return data.open_sets(paths[0], "--test_data_path",
-                              allowed=("ManiDataset", "JsonDataset", "FolderDataset"), **options)
+                              allowed=("ManiDataset", "JsonDataset", "FolderDataset"), leave_out=output_dir, **options)
     try:
         return {"images": data.FilesDataset(paths, **options)}
     except UserError as error:
@@ -74,6 +77,19 @@ def output_names(paths, folder=""):
     return files, names
 
 
+def row_names(test_set, folder=""):
+    """Return the images' names in scores.csv: the files' names, or where any of them repeats, all paths relative to the
+    dataset's folder (a JSON's own), absolute for an image outside of it; with `folder` in front, for one of several
+    sets."""
+    paths = [os.path.abspath(os.fsdecode(path)) for path in test_set.images]
+    names = list(map(os.path.basename, paths))
+    if len(set(names)) < len(set(paths)):
+        root = os.path.abspath(test_set.path)
+        root = (root if os.path.isdir(root) else os.path.dirname(root)).rstrip(os.sep) + os.sep
+        names = [path.removeprefix(root) for path in paths]
+    return [os.path.join(folder, name) for name in names]
+
+
 def restore_size(pred, shape, original, padding):
     """Bring a prediction (S, S) float back to the image's original (H, W) as uint8.
 
@@ -93,8 +109,7 @@ def write_overlay(file, test_set, index, pred):
     image, mask, _ = test_set.read(index)
     image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     heat = cv2.addWeighted(image, 0.5, cv2.applyColorMap(pred, cv2.COLORMAP_JET), 0.5, 0)
-    labelled = not isinstance(test_set, data.FolderDataset)
-    truth = [cv2.cvtColor(mask * 255, cv2.COLOR_GRAY2BGR)] if labelled else []
+    truth = [] if isinstance(test_set, data.FolderDataset) else [cv2.cvtColor(mask * 255, cv2.COLOR_GRAY2BGR)]
     write_png(file, np.concatenate([image, *truth, heat], axis=1))
 
 
@@ -122,16 +137,17 @@ def main():
         model = build_model(args.model, model_args).to(device)
     load_chosen(model, args.checkpoint_path)
     with ddp.fail_together():
-        test_sets = open_images(args.test_data_path, **dataset_options)
-    for earlier in output_dir.glob("pred_label_*.json") if ddp.is_main() else ():
+        test_sets = open_images(args.test_data_path, output_dir, **dataset_options)
+    for earlier in (*output_dir.glob("pred_label_*.json"), output_dir / "scores.csv") if ddp.is_main() else ():
         earlier.unlink(missing_ok=True)  # this run may not replace it: fewer processes, or no scores
 
-    scores, no_scores, clipped = {}, None, False
+    scores, rows, no_scores, clipped = {}, {}, None, False
     for set_name, test_set in test_sets.items():
         say(f"predicting {set_name}:", test_set.describe())
         folder = set_name if len(test_sets) > 1 else ""
         paths = list(map(os.fsdecode, test_set.images))
         files, names = output_names(paths, folder)
+        listed, labelled = row_names(test_set, folder), not isinstance(test_set, data.FolderDataset)
         loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
                                   ddp.world_size())
         with (concurrent.futures.ThreadPoolExecutor(4) as pool, torch.no_grad(),
@@ -151,6 +167,9 @@ def main():
                 values, reason = scores_of(output, batch["label"])
                 no_scores = no_scores or reason
                 scores |= {names[i]: value for i, value in zip(indices, values)}
+                for i, label, value in zip(indices, loaded["label"].tolist(), values or [""] * len(indices)):
+                    png = os.path.join("pred", folder, files[i])
+                    rows[png] = {"name": listed[i], "label": label if labelled else "", "score": value, "png": png}
 
                 # masks and overlays
                 jobs = []
@@ -169,6 +188,9 @@ def main():
     if any(ddp.gather(clipped)):
         say(f"note: pred_mask of {args.model} leaves 0..1, as logits do: the masks are clipped to it")
     combined = save_scores(scores, no_scores, output_dir)
+    rows = {png: row for share in ddp.gather(rows) for png, row in share.items()}
+    if ddp.is_main():
+        write_file(output_dir / "scores.csv", csv_lines(sorted(rows.values(), key=lambda row: row["name"])))
     if isinstance(test_set, data.FilesDataset):
         for path, name, file in zip(paths, names, files):
             score = f"score {combined[name]:.4f}" if name in combined else "no score"

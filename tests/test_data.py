@@ -297,7 +297,7 @@ def test_a_wrong_json_says_what_is_wrong(tmp_path, content, message):
 def test_a_path_decides_the_kind(images, tmp_path):
     (tmp_path / "several.json").write_text(json.dumps({"folder": str(images), "list": str(images / "set.json")}))
     sets = data.open_sets(str(tmp_path / "several.json"), "--test_data_path")
-    assert [(name, type(each).__name__, len(each), each.num_tampered) for name, each in sets.items()] == [
+    assert [(name, type(each).__name__, len(each), each.facts.tampered) for name, each in sets.items()] == [
         ("folder", "ManiDataset", 9, 9), ("list", "JsonDataset", 11, 9)]
     (tmp_path / "wrong.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="--test_data_path: .*'a' is no path"):
@@ -451,7 +451,7 @@ def test_fingerprint_is_of_names_and_contents_wherever_they_lie(tmp_path):
     changed = bytearray((copy / "Au/p003.png").read_bytes())
     changed[-20] ^= 1  # in the checksum of the last pixels
     (copy / "Au/p003.png").write_bytes(changed)
-    with pytest.raises(UserError, match="p003.png can't be read as an image"):
+    with pytest.raises(UserError, match="p003.png can't be decoded"):
         data.JsonDataset(copy / "set.json")
     pixels = cv2.imread(str(original / "Au/p003.png"))
     pixels[0, 0, 0] ^= 1
@@ -551,7 +551,7 @@ def test_lists_of_paths_hold_any_path(tmp_path, monkeypatch):
 def test_calling_a_class_means_that_class(images):
     """A folder with Tp/ and Gt/ is a plain folder of images too, where the name of the class says so."""
     folder = data.FolderDataset(images, fingerprint=False)
-    assert len(folder) == 9 + 9 + 2 and folder.num_tampered == 0
+    assert len(folder) == 9 + 9 + 2 and folder.facts.tampered == 0
     with pytest.raises(UserError, match="item 0 is .*, not a dataset"):
         data.BalancedDataset(images / "set.json")
     with pytest.raises(UserError, match="can't be read"):

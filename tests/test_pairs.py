@@ -432,7 +432,7 @@ def test_a_truncated_mask_is_not_made_into_a_whole_one(tmp_path):
     write(root / "DSO-1-Fake-Images-Masks/splicing-07.png", np.random.default_rng(0).integers(0, 256, (12, 16)))
     mask = root / "DSO-1-Fake-Images-Masks/splicing-07.png"
     mask.write_bytes(mask.read_bytes()[:150])
-    assert "splicing-07.png can't be decoded" in refused(tmp_path / "x.json", recipe="dso1", root=root)
+    assert "splicing-07.png is truncated" in refused(tmp_path / "x.json", recipe="dso1", root=root)
     mask.write_bytes(b"")
     assert "no image has the size" in refused(tmp_path / "y.json", recipe="dso1", root=root)
 

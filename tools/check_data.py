@@ -29,13 +29,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-from data import (dataset_kind, decode, is_complete, list_images, pair_by_name, read_bytes, read_image, read_json,
-                  read_mask, read_pairs, read_sets, resolve_path)
+from data import (binary_mask, dark_mask, dataset_kind, decode, list_images, list_masks, mask_pixels, orientation_of,
+                  pair_by_name, read_bytes, read_image, read_json, read_mask, read_pairs, read_sets, resolve_path)
 from log import Progress, write_file
-from registry import ROOT, Parser, UserError, exit_on_user_error, positive
+from registry import ROOT, Parser, UserError, counted, exit_on_user_error, positive
 
 FAULT, REMARK = "fault", "remark"
-Image.MAX_IMAGE_PIXELS = None  # PIL refuses large images, as a possible attack
 
 
 class Finding(NamedTuple):
@@ -95,38 +94,33 @@ def remark(kind, files, text):
 # One image and its mask, in a worker process
 
 
-def open_checked(path, flags, mode, found):
-    """Return (pixels, PIL image for its header, bytes as uint8), or None after adding the finding that says why not.
+def open_checked(path, read, found):
+    """Return (pixels, PIL image for its header or None, bytes as uint8); or None, with a finding that says why.
 
-    `flags` and `mode` say what OpenCV and PIL decode to.
+    `read` decodes as a run does: it is called as read(path, bytes, on_damage=...).
     """
+    def damaged(path, words):
+        found.append(fault("damaged file", [path], f"some of its pixels are wrong, as libjpeg says: {words}; copy the "
+                           "file again or leave it out."))
+
     try:
         data = read_bytes(path)
+        pixels = read(path, data, on_damage=damaged)
     except UserError as error:
-        empty = os.path.isfile(path) and not os.path.getsize(path)
-        kind = "empty file" if empty else "unreadable file" if os.path.exists(path) else "missing file"
+        size = os.path.getsize(path) if os.path.isfile(path) else None
+        kind = ("missing file" if not os.path.exists(path) else "empty file" if size == 0 else
+                "truncated file" if "is truncated" in str(error) else "unreadable file")
         found.append(fault(kind, [path], str(error)))
         return None
-    if early := truncation(data):
-        found.append(fault("truncated file", [path], f"{early}: copy the file again or leave it out."))
-        return None
     try:
-        return decode(path, data, flags | cv2.IMREAD_IGNORE_ORIENTATION, mode), Image.open(io.BytesIO(data)), data
-    except (UserError, OSError) as error:
-        found.append(fault("unreadable file", [path], str(error)))
-        return None
+        return pixels, Image.open(io.BytesIO(data)), data
+    except Exception:  # PIL raises many types; the pixels could be read
+        return pixels, None, data
 
 
-def truncation(data):
-    """Say how a file (bytes as uint8) ends too early, or return None; decoders fill up what is missing silently."""
-    if not is_complete(data):
-        return "the end of this JPEG or PNG is missing"
-    try:
-        image = Image.open(io.BytesIO(data))
-        if image.format not in ("JPEG", "MPO", "PNG"):
-            image.load()
-    except Exception as error:  # PIL raises many types; other reasons are left to the reader
-        return f"the end is missing ({error})" if "truncated" in str(error) else None
+def read_colours(path, data, on_damage):
+    """Decode bytes to RGB uint8 (H, W, 3), as `read_image` does; UserError."""
+    return decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB", on_damage)
 
 
 def small_digest(content):
@@ -151,15 +145,6 @@ def quality_sums():
     return np.array(sums)
 
 
-def orientation_of(header):
-    """Return the EXIF orientation of an opened image, 1 (as stored) to 8."""
-    try:
-        value = header.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF raises many types
-        return 1
-    return value if value in range(1, 9) else 1
-
-
 def inspect_sizes(image, mask, shape, mask_shape, orientation, found):
     """Compare the sizes of a pair (mask_shape None: no mask), stored and turned by EXIF; returns RECORD's `agree`."""
     swapped = orientation > 4 and shape[0] != shape[1]
@@ -182,30 +167,27 @@ def inspect_sizes(image, mask, shape, mask_shape, orientation, found):
 
 def inspect_mask(path, found):
     """Judge the mask of a tampered image; returns it as loaded, uint8 0/1 (H, W), or None if it can't be read."""
-    opened = open_checked(path, cv2.IMREAD_GRAYSCALE, "L", found)
+    opened = open_checked(path, mask_pixels, found)
     if not opened:
         return None
-    grey, header, _ = opened
-    try:
-        binary = read_mask(path)
-    except UserError as error:
-        found.append(fault("unreadable file", [path], str(error)))
-        return None
-    brightest, has_palette = int(grey.max()), header.mode == "P"
-    if brightest == 0:
-        found.append(remark("mask all black", [path], "no pixel is marked, so the image counts as authentic."))
-        return binary
+    pixels, header, _ = opened
+    binary, has_palette = binary_mask(pixels), header is not None and header.mode == "P"
     if not binary.any():
-        kind, text = (("palette mask", "its palette's colours are too dark (below 127.5)") if has_palette else
-                      ("mask 0/1", "it holds 0 and 1 instead of 0 and 255") if brightest == 1 else
-                      ("mask too dark", f"the brightest grey is {brightest}, and no mean of the channels above 127.5"))
-        found.append(fault(kind, [path], f"{text}, so it counts as empty: fix it."))
+        why = dark_mask(pixels)
+        if not why:
+            found.append(remark("mask all black", [path], "no pixel is marked, so the image counts as authentic."))
+            return binary
+        kind = "palette mask" if has_palette else "mask 0/1" if pixels.max() == 1 else "mask too dark"
+        why = f"the colours of its palette are too dark: {why}" if has_palette else why
+        found.append(fault(kind, [path], f"{why}, so it counts as empty, which a run refuses: save it with 0 and 255."))
         return binary
     if binary.all():
         found.append(fault("mask all white", [path], "every pixel is marked as tampered."))
         return binary
     if has_palette:
         found.append(remark("palette mask", [path], "it has a palette; the colours are read, not the indices."))
+    grey = (pixels >> 8 * (pixels.dtype == np.uint16)).astype(np.uint8)
+    grey = cv2.cvtColor(grey, cv2.COLOR_BGR2GRAY) if grey.ndim == 3 else grey
     between = np.count_nonzero((grey >= 32) & (grey < 225)) / grey.size
     if between > 0.01:
         found.append(remark("grey mask", [path], f"{between:.1%} of the pixels are between 32 and 224."))
@@ -224,7 +206,7 @@ def inspect_pair(image, mask, crop):
     """
     found, record, binary = [], np.zeros((), RECORD), None
     record["area"] = np.nan
-    opened = open_checked(image, cv2.IMREAD_COLOR_RGB, "RGB", found)
+    opened = open_checked(image, read_colours, found)
     if mask:
         binary = inspect_mask(mask, found)
     if binary is not None:
@@ -239,7 +221,8 @@ def inspect_pair(image, mask, crop):
             record["quality"] = np.abs(quality_sums() - sum(next(iter(tables.values())))).argmin() + 1
         record["hash"] = np.packbits(cv2.dct(thumbnail(pixels))[FREQUENCIES] > NOISE).view(np.uint64)
         mask_shape = None if binary is None else binary.shape
-        record["agree"] = agree = inspect_sizes(image, mask, shape, mask_shape, orientation_of(header), found)
+        orientation = 1 if header is None else orientation_of(header)
+        record["agree"] = agree = inspect_sizes(image, mask, shape, mask_shape, orientation, found)
         if crop and max(shape) > crop:
             gone = agree == 1 and binary.any() and not binary[:crop, :crop].any()
             found.append(Finding("tampering cropped away" if gone else "cropped", FAULT if gone else REMARK, [image],
@@ -248,9 +231,14 @@ def inspect_pair(image, mask, crop):
     return found, record
 
 
-def compare_images(*paths):
-    """Return 2 if two files show the same image, 1 for the same scene with a local edit, 0 for different images."""
-    a, b = (thumbnail(read_image(path)) for path in paths)
+def read_thumbnail(path):
+    """Return the thumbnail of an image file, uint8 (64, 64)."""
+    return thumbnail(read_image(path)).astype(np.uint8)  # grey values are whole numbers
+
+
+def compare_thumbnails(a, b):
+    """Return 2 if two thumbnails show one image, 1 for one scene with a local edit, 0 for different images."""
+    a, b = a.astype(np.float32), b.astype(np.float32)
     if np.corrcoef(a.ravel(), b.ravel())[0, 1] < SAME_SCENE:
         return 0
     change = np.abs(cv2.blur((a - a.mean()) - (b - b.mean()), (3, 3))).max()
@@ -330,7 +318,7 @@ def collect_sets(path, name, group, sets, found):
 def mani_pairs(path, name, found):
     """Return (images, masks) of a ManiDataset, paired as the loader does it, with "" for the mask that is missing."""
     tampered, truth = os.path.join(path, "Tp"), os.path.join(path, "Gt")
-    images, masks = list_images(tampered), list_images(truth)
+    images, masks = list_images(tampered), list_masks(truth)
     try:
         pairs, lone_images, lone_masks = pair_by_name(images, masks)
     except UserError as error:
@@ -448,13 +436,43 @@ def near_pairs(hashes):
     return np.unique(np.concatenate(pairs), axis=0)
 
 
-def find_duplicates(images, roles, groups, records, progress, found):
+class Alike:
+    """Images that are versions of one another, joined pair by pair to groups."""
+
+    def __init__(self):
+        self.parent = {}
+
+    def root(self, i):
+        """Return the image that stands for the group of image i."""
+        while (parent := self.parent.get(i, i)) != i:
+            self.parent[i] = i = self.parent.get(parent, parent)
+        return i
+
+    def join(self, i, j):
+        """Make one group of the groups of two images."""
+        self.parent.setdefault(i, i)
+        self.parent.setdefault(j, j)
+        self.parent[self.root(j)] = self.root(i)
+
+    def groups(self):
+        """Return the groups, each a sorted list of images, in order of their first."""
+        found = collections.defaultdict(list)
+        for i in sorted(self.parent):
+            found[self.root(i)].append(i)
+        return list(found.values())
+
+
+def find_duplicates(images, set_names, roles, groups, records, progress, found):
     """Add images that occur twice: by the bytes of the file, then by perceptual hash and comparison of thumbnails.
 
     Within a group equal images are a remark (a fault if mask or label differ), and edited versions of one scene are
     normal. Between groups equal images are a fault (a leak), and edited versions of one scene, as a tampered image and
-    its original, a remark. `roles` and `groups` are int arrays, one entry per image.
+    its original, a remark. Versions of one image give one finding, however many they are. `set_names` is a list with
+    the name of each image's set, `roles` and `groups` are int arrays, one entry per image.
     """
+    def sets_of(same):
+        return " and ".join(dict.fromkeys(set_names[i] for i in same))
+
     digests, masks = records["digest"], records["mask_digest"]
     order = np.argsort(digests, kind="stable")
     order = order[digests[order] > 0]
@@ -463,7 +481,7 @@ def find_duplicates(images, roles, groups, records, progress, found):
             continue
         files = [images[i] for i in same]
         if len(np.unique(groups[same])) > 1:
-            found.append(fault("leak", files, "the same file (equal bytes) is in two of the sets."))
+            found.append(fault("leak", files, f"the same file (equal bytes) is in {sets_of(same)}."))
         elif len(np.unique(masks[same][masks[same] > 0])) > 1 or {0, 1} <= set(roles[same]):
             found.append(fault("duplicate with another mask", files, "equal bytes, but masks or labels differ."))
         else:
@@ -473,19 +491,32 @@ def find_duplicates(images, roles, groups, records, progress, found):
     _, first = np.unique(np.stack([digests, groups.astype(np.uint64)], axis=1), axis=0, return_index=True)
     first = first[np.bitwise_count(records["hash"][first]).sum(axis=1) >= ENOUGH_BITS]
     i, j = first[near_pairs(np.ascontiguousarray(records["hash"][first]))].T
-    across = groups[i] != groups[j]
-    wanted = (digests[i] != digests[j]) & (across | (roles[i] == roles[j]))
-    files_a, files_b = [images[k] for k in i[wanted]], [images[k] for k in j[wanted]]
-    likenesses = map_parallel(compare_images, files_a, files_b, label="comparing", progress=progress)
+    wanted = (digests[i] != digests[j]) & ((groups[i] != groups[j]) | (roles[i] == roles[j]))
+    i, j = i[wanted], j[wanted]
+    needed = np.unique(np.concatenate([i, j]))
+    thumbnails = np.zeros((len(needed), 64, 64), np.uint8)
+    read = map_parallel(read_thumbnail, [images[k] for k in needed], label="comparing", progress=progress)
+    for k, pixels in enumerate(read):
+        thumbnails[k] = pixels
+    same_image, same_scene = Alike(), Alike()
+    for a, b, k, m in zip(i.tolist(), j.tolist(), np.searchsorted(needed, i), np.searchsorted(needed, j)):
+        if same_image.root(a) == same_image.root(b):
+            continue  # which spares most comparisons of many frames of one video
+        likeness = compare_thumbnails(thumbnails[k], thumbnails[m])
+        if likeness == 2:
+            same_image.join(a, b)
+        elif likeness == 1 and groups[a] != groups[b]:
+            same_scene.join(a, b)
     again = "the same image, compressed or resized again,"
-    for *files, is_across, likeness in zip(files_a, files_b, across[wanted], likenesses):
-        if likeness == 2 and is_across:
-            found.append(fault("leak", files, f"{again} is in two of the sets."))
-        elif likeness == 2:
-            found.append(remark("near duplicate", files, f"{again} is twice in one set."))
-        elif likeness == 1 and is_across:
-            found.append(remark("shared scene", files, "versions of one photograph, edited differently, are in two of "
-                                "the sets."))
+    for same in same_image.groups():
+        files = [images[k] for k in same]
+        if len(np.unique(groups[same])) > 1:
+            found.append(fault("leak", files, f"{again} is in {sets_of(same)}."))
+        else:
+            found.append(remark("near duplicate", files, f"{again} is in one set more than once."))
+    for same in same_scene.groups():
+        found.append(remark("shared scene", [images[k] for k in same], "versions of one photograph, edited "
+                            f"differently, are in {sets_of(same)}."))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -500,7 +531,7 @@ def print_findings(found):
         same = list(same)
         print(f"{severity:10}{kind:30}{len(same):6}")
         for finding in same[:3]:
-            files = finding.files[:3] + ["..."] * (len(finding.files) > 3)
+            files = finding.files[:3] + [f"... ({len(finding.files)} in all)"] * (len(finding.files) > 3)
             print(f"    {', '.join(files)}: {finding.text}")
 
 
@@ -528,7 +559,7 @@ def draw_cell(image, mask, caption, colour):
     try:
         pixels, marked = read_image(image), read_mask(mask) if mask else None
         if marked is not None and marked.shape != pixels.shape[:2]:
-            turned = read_image(image, turn=True)
+            turned = read_image(image, turned=True)
             pixels = turned if turned.shape[:2] == marked.shape else pixels
         scale = min(192 / pixels.shape[1], 144 / pixels.shape[0])
         size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
@@ -610,12 +641,13 @@ def main():
     roles = np.array([role for part in sets for role in part.roles], np.int8)
     find_known_bad(sets, records["agree"], found)
     find_inverted_sets(sets, found)
-    find_duplicates(images, roles, groups, records, not args.no_progress, found)
+    set_names = [part.name for part in sets for _ in part.images]
+    find_duplicates(images, set_names, roles, groups, records, not args.no_progress, found)
     found.sort(key=lambda finding: (finding.severity, finding.kind))  # "fault" comes before "remark"
 
     for part in sets:
-        print(f"{part.name}: {len(part.images)} images, {part.roles.count(1)} tampered, {part.roles.count(0)} "
-              "authentic")
+        print(f"{part.name}: {counted(len(part.images), 'image')}, {part.roles.count(1)} tampered, "
+              f"{part.roles.count(0)} authentic")
     print_findings(found)
     histograms = print_histograms(records)
     faults = sum(finding.severity == FAULT for finding in found)
@@ -629,8 +661,8 @@ def main():
     if args.contact_sheet and images:
         sheet = cv2.cvtColor(draw_contact_sheet(sets, found), cv2.COLOR_RGB2BGR)
         write_output(args.contact_sheet, cv2.imencode(".png", sheet)[1].tobytes(), "contact sheet")
-    print(f"{faults} faults, {remarks} remarks" if faults else
-          f"OK: {len(images)} images in {len(sets)} set{'s' * (len(sets) > 1)}, no fault, {remarks} remarks")
+    print(f"{counted(faults, 'fault')}, {counted(remarks, 'remark')}" if faults else
+          f"OK: {counted(len(images), 'image')} in {counted(len(sets), 'set')}, no fault, {counted(remarks, 'remark')}")
     return 1 if faults else 0
 
 

@@ -4,9 +4,10 @@
     python tools/resize_data.py NIST16.json NIST16_1024 --long_side 1024
 
 The source is a folder (any tree; every file of it is copied) or a dataset JSON, which is rewritten into the target.
-Images are averaged over areas; masks, which are the files below Gt/ or --masks and those named like a_gt or a_mask,
-keep their values. Files that are small enough are copied byte for byte. JPEGs keep their quantisation tables and
-subsampling, and WebP becomes lossless. The same command again continues where an interrupted one stopped.
+Images are averaged over areas; masks, which are the files below Gt/ or --masks and, elsewhere than in Tp/, those named
+like a_gt or a_mask, keep their values. Files that are small enough are copied byte for byte. Pixels stay as they are
+stored, with the EXIF orientation beside them. JPEGs keep their quantisation tables and subsampling, and WebP becomes
+lossless. The same command again continues where an interrupted one stopped.
 """
 import collections
 import json
@@ -18,18 +19,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-from data import MASK_SUFFIX, dataset_kind, list_files, list_images, read_json, read_pairs, read_sets, resolve_path
+from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, dataset_kind, list_files, list_images, list_masks,
+                  orientation_of, read_image, read_json, read_pairs, read_sets, resolve_path)
 from log import Progress, write_file
-from registry import Parser, UserError, exit_on_user_error, positive
+from registry import Parser, UserError, counted, exit_on_user_error, positive
 
 NOTE = ".resize.json"       # in the target: the command's arguments, so that no run mixes two sizes
 UNFINISHED = ".unfinished"  # appended to a file's name until all of it is written
 IMAGE, MASK, OTHER = "image", "mask", "other"  # kinds of files
-Image.MAX_IMAGE_PIXELS = None  # large images are what this is for
+UNTURN = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_270}  # EXIF orientation -> what undoes its turn
 
 
 def list_tree(source, masks):
@@ -37,12 +41,13 @@ def list_tree(source, masks):
 
     `masks` is a folder of masks beside those that their names or a folder Gt tell, or None; both paths are resolved.
     """
-    files, images = {}, set(list_images(source))
+    files = {}
     for name in list_files(source):
-        folder = Path(name).parent
+        folder, suffix = Path(name).parent, os.path.splitext(name)[1].lower()
         of_masks = "Gt" in folder.parts or masks and Path(source, folder).resolve().is_relative_to(masks)
-        is_mask = of_masks or MASK_SUFFIX.search(os.path.splitext(name)[0])
-        files[os.path.join(source, name)] = OTHER if name not in images else MASK if is_mask else IMAGE
+        is_mask = of_masks or "Tp" not in folder.parts and MASK_SUFFIX.search(os.path.splitext(name)[0])
+        kind = MASK if is_mask and suffix in MASK_FILE_SUFFIXES else IMAGE if suffix in IMAGE_SUFFIXES else OTHER
+        files[os.path.join(source, name)] = kind
     return files
 
 
@@ -50,8 +55,9 @@ def list_dataset(path, documents):
     """Return {path: IMAGE or MASK} of all files of a dataset; JSONs go to `documents`, {path: content}."""
     kind = dataset_kind(path)
     if kind == "ManiDataset":
-        return {os.path.join(path, side, name): what for side, what in (("Tp", IMAGE), ("Gt", MASK))
-                for name in list_images(os.path.join(path, side))}
+        sides = ("Tp", IMAGE, list_images), ("Gt", MASK, list_masks)
+        return {os.path.join(path, side, name): what for side, what, list_side in sides
+                for name in list_side(os.path.join(path, side))}
     if kind == "FolderDataset":
         return {os.path.join(path, name): IMAGE for name in list_images(path)}
     files = {}
@@ -90,23 +96,32 @@ def save_options(image):
         if JpegImagePlugin.get_sampling(image) >= 0:
             options["subsampling"] = JpegImagePlugin.get_sampling(image)
     elif image.format == "WEBP":
-        options["lossless"] = True
+        options |= {"lossless": True, "exact": True}  # exact: also the colours under alpha 0
     elif image.info.get("compression") in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
         options["compression"] = image.info["compression"]
     if image.info.get("icc_profile"):
         options["icc_profile"] = image.info["icc_profile"]
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF raises many types
-        orientation = 1
-    if orientation in range(2, 9):
+    if (orientation := orientation_of(image)) > 1:
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = orientation
     return options
 
 
-def shrink(image, size, nearest):
-    """Return an opened image with `size` (width, height) in pixels; `nearest` keeps the values of a mask."""
+def open_image(path):
+    """Open an image file; one that PIL refuses and the loader reads is as if it were opened."""
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        image = Image.fromarray(read_image(path))
+        image.format = Image.registered_extensions()[os.path.splitext(path)[1].lower()]
+        return image
+
+
+def shrink(image, long_side, nearest):
+    """Return an opened image as stored, with sides of at most `long_side` pixels; `nearest` keeps a mask's values."""
+    if image.format == "TIFF" and (orientation := orientation_of(image)) > 1:  # which PIL turns when it loads
+        image = image.transpose(UNTURN[orientation])
+    size = [max(1, round(side * long_side / max(image.size))) for side in image.size]
     if nearest:
         return image.resize(size, Image.Resampling.NEAREST)
     plain = {"1": "L", "P": "RGBA" if "transparency" in image.info else "RGB", "PA": "RGBA"}
@@ -120,15 +135,14 @@ def copy_file(source, target, long_side, kind):
     if os.path.exists(target) and os.stat(target).st_mtime_ns >= os.stat(source).st_mtime_ns:
         return "there"
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    image = None if kind == OTHER else Image.open(source)
+    image = None if kind == OTHER else open_image(source)
     if image is None or max(image.size) <= long_side:
         shutil.copy2(source, target + UNFINISHED)
         result = "copied"
     else:
-        size = [max(1, round(side * long_side / max(image.size))) for side in image.size]
         image_format = "JPEG" if image.format == "MPO" else image.format
         options = save_options(image)
-        shrink(image, size, kind == MASK).save(target + UNFINISHED, image_format, **options)
+        shrink(image, long_side, kind == MASK).save(target + UNFINISHED, image_format, **options)
         result = "changed"
     os.replace(target + UNFINISHED, target)
     return result
@@ -153,6 +167,8 @@ def main():
         files = list_tree(source, masks)
         if Path(target).is_relative_to(source):
             raise UserError(f"{args.target} is {args.source} or lies inside it; choose another folder to write to.")
+        print(f"{counted(sum(kind == MASK for kind in files.values()), 'file')} of {len(files)} taken for masks: those "
+              "below Gt/ and --masks, and by names like a_gt or a_mask")
     else:
         if args.masks:
             raise UserError("--masks is for a folder; a JSON says itself which files are masks.")
@@ -202,7 +218,8 @@ def main():
     for document, content in documents.items():
         content = rewrite_paths(document, content, target_of, target)
         write_file(target_of(document), json.dumps(content, indent=1))
-    print(f"{args.target}: {count['changed']} files changed, {count['copied']} copied, {count['there']} already there")
+    print(f"{args.target}: {count['changed']} files changed, {count['copied']} copied, {count['there']} already there"
+          + "".join(f"; the dataset is {target_of(document)}" for document in list(documents)[:1]))
     if broken:
         raise UserError(f"{len(broken)} of {len(files)} files can't be read and are left out, first {broken[0]}; "
                         "fix them and run again.")
