@@ -9,7 +9,7 @@ import torch
 
 import ddp
 from log import replacing, say
-from registry import UserError, note_changes
+from registry import UserError, counted, note_changes
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
@@ -54,7 +54,7 @@ def refuse_broken_weights(model, epoch):
         broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
         broken += [name for name, value in model.named_buffers() if value.isnan().any()]
         if broken:
-            raise UserError(f"after epoch {epoch} the weights are not finite ({len(broken)} tensors, first "
+            raise UserError(f"after epoch {epoch} the weights are not finite ({counted(len(broken), 'tensor')}, first "
                             f"{broken[0]}), so they are not saved: lower --lr, or resume from an earlier checkpoint.")
 
 
@@ -197,8 +197,8 @@ def find_resume(resume, output_dir):
             raise UserError(f"--resume {path}: {output_dir} holds later checkpoints up to {earlier[-1].name}, which "
                             "would get mixed with new ones: move them away, or give another --output_dir.")
     elif earlier:
-        raise UserError(f"--output_dir {output_dir} holds {len(earlier)} checkpoints of an earlier run: give --resume "
-                        "auto to go on with it, or another --output_dir.")
+        raise UserError(f"--output_dir {output_dir} holds {counted(len(earlier), 'checkpoint')} of an earlier run: "
+                        "give --resume auto to go on with it, or another --output_dir.")
     return path
 
 

@@ -131,7 +131,7 @@ ONE_AT_A_TIME = threading.Lock()
 
 @functools.lru_cache(maxsize=1)
 def scratch_file(process):
-    """Return a temporary file of this process alone: one shared with the parent of a fork would mix the words of both."""
+    """Return a temporary file of this process alone: one shared with a fork's parent would mix the words of both."""
     return tempfile.TemporaryFile(buffering=0)
 
 
@@ -405,9 +405,9 @@ def pair_by_name(images, masks):
                 unclear.append((group_images, group_masks))
         if unclear and same_folder and any_case:
             group_images, group_masks = unclear[0]
-            raise UserError(f"{', '.join(group_images)}: belongs to {len(group_masks)} mask(s) by name "
-                            f"({', '.join(group_masks)}); {len(unclear)} such case(s). Keep one image and one mask of "
-                            "each stem in a folder.")
+            raise UserError(f"{', '.join(group_images)}: belongs to {counted(len(group_masks), 'mask')} by name "
+                            f"({', '.join(group_masks)}); {counted(len(unclear), 'such case')}. Keep one image and one "
+                            "mask of each stem in a folder.")
         if len(partner) == len(images) or len(used) == len(masks):
             break
     return ([(image, partner[image]) for image in images if image in partner],

@@ -11,7 +11,7 @@ import data
 import ddp
 from log import Progress
 from metrics import PixelMetric, refuse_bad_values, refuse_repeated, valid_pixels
-from registry import UserError
+from registry import UserError, counted
 
 
 def check_output(output, batch, metrics, model_name, training=False):
@@ -35,8 +35,9 @@ def check_output(output, batch, metrics, model_name, training=False):
                "for every pixel of the mask.")
     for metric in image_metrics(metrics)[:1]:
         if label_scores(output, batch["label"]) is None:
-            refuse(f"pred_label is {tuple(torch.as_tensor(output['pred_label']).shape)} for {count} images; return one "
-                   f"value per image, shape ({count},), or take '{metric.name}' off the list.")
+            shape = tuple(torch.as_tensor(output["pred_label"]).shape)
+            refuse(f"pred_label is {shape} for {counted(count, 'image')}; return one value per image, "
+                   f"shape ({count},), or take '{metric.name}' off the list.")
     for name, value in (output.get("visual_loss") or {}).items():
         if not (isinstance(value, (int, float)) or (torch.is_tensor(value) and value.numel() == 1)):
             refuse(f"visual_loss {name!r} is no scalar; return one number per name.")
@@ -79,7 +80,8 @@ class Result:
 
     def describe(self):
         """Return one line: each value and the images it is over."""
-        return ", ".join(f"{name}: {value:.4f} ({self.counted[name]} images, {self.left_out[name]} left out)"
+        return ", ".join(f"{name}: {value:.4f} ({counted(self.counted[name], 'image')}, {self.left_out[name]} "
+                         "left out)"
                          for name, value in self.values.items())
 
 

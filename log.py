@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ddp import fail_together, gather, is_main, world_size
-from registry import UserError
+from registry import UserError, counted
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The screen
@@ -150,8 +150,8 @@ class EpochLog:
         with fail_together():
             for name, value in means.items():
                 if not np.isfinite(value):
-                    raise UserError(f"{self.header} {name} became {value} in the first {self.steps} steps: look for a "
-                                    "division by zero in the model.")
+                    raise UserError(f"{self.header} {name} became {value} in the first {counted(self.steps, 'step')}: "
+                                    "look for a division by zero in the model.")
         if self.norms:
             means.setdefault("grad_norm", sum(self.norms) / len(self.norms))
         return {"skipped_steps": self.skipped, **means} if self.skips else means

@@ -60,9 +60,9 @@ def exit_on_user_error(main):
     sys.exit(1)
 
 
-def counted(number, noun):
-    """Return a number with its noun: "1 image", "2 images"."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+def counted(number, noun, plural=None):
+    """Return a number with its noun: "1 image", "2 images"; `plural` is one that doesn't end in s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def nearest(word, known):

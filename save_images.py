@@ -24,7 +24,7 @@ from checkpoint import load_chosen, stored_args
 from evaluate import check_output, eval_mode, label_scores
 from log import Progress, csv_lines, open_output, say, write_file
 from metrics import PixelF1, refuse_bad_values
-from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
+from registry import UserError, build_model, counted, exit_on_user_error, parse_args, post_function, script_parser
 
 
 def get_args():
@@ -183,7 +183,7 @@ def main():
                 for job in jobs:
                     job.result()
                 bar.update(len(indices) * ddp.world_size())
-        say(f"{len(test_set)} masks in {output_dir / 'pred' / folder}")
+        say(f"{counted(len(test_set), 'mask')} in {output_dir / 'pred' / folder}")
 
     if any(ddp.gather(clipped)):
         say(f"note: pred_mask of {args.model} leaves 0..1, as logits do: the masks are clipped to it")
@@ -205,7 +205,7 @@ def scores_of(output, label):
         if output.get("pred_label") is None:
             return [], "the model returns no pred_label"
         return [], (f"pred_label has shape {tuple(torch.as_tensor(output['pred_label']).shape)} for a batch of "
-                    f"{len(label)} images: one value per image is wanted")
+                    f"{counted(len(label), 'image')}: one value per image is wanted")
     scores = scores.tolist()
     wrong = [score for score in scores if not 0 <= score <= 1]
     return ([], f"pred_label holds {wrong[0]:.4g}, which is no probability") if wrong else (scores, None)
@@ -222,7 +222,7 @@ def save_scores(scores, no_scores, output_dir):
     write_file(output_dir / f"pred_label_rank{ddp.rank()}.json", json.dumps(scores, indent=1))
     if ddp.is_main():
         write_file(output_dir / "pred_label_combined.json", json.dumps(dict(sorted(combined.items())), indent=1))
-    say(f"{len(combined)} scores in {output_dir / 'pred_label_combined.json'}")
+    say(f"{counted(len(combined), 'score')} in {output_dir / 'pred_label_combined.json'}")
     return combined
 
 

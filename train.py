@@ -20,8 +20,8 @@ import metrics
 from checkpoint import find_resume, refuse_broken_weights, resume_training, save_checkpoint
 from evaluate import check_output, evaluate, evaluation_options
 from log import EpochLog, append_file, json_lines, open_output, say, tensorboard, write_file
-from registry import (UserError, build_model, exit_on_user_error, natural, parse_args, positive, post_function, rate,
-                      script_parser, without_starting_weights)
+from registry import (UserError, build_model, counted, exit_on_user_error, natural, parse_args, positive, post_function,
+                      rate, script_parser, without_starting_weights)
 
 
 def get_args():
@@ -204,7 +204,7 @@ def main():
     count = sum(p.numel() for p in raw_model.parameters())
     trainable = sum(p.numel() for p in raw_model.parameters() if p.requires_grad)
     say(f"model {args.model}: {count:,} parameters, {trainable:,} of them trainable; "
-        f"{ddp.world_size()} process(es) on {device.type}")
+        f"{counted(ddp.world_size(), 'process', 'processes')} on {device.type}")
     if trainable == 0:
         raise UserError(f"--model {args.model}: the model has no trainable parameter, so there is nothing to train.")
     model = ddp.wrap(raw_model, device, args.find_unused_parameters)
@@ -212,7 +212,8 @@ def main():
     # Optimizer and schedule
     effective_batch = args.batch_size * args.accum_iter * ddp.world_size()
     peak = args.lr if args.lr is not None else args.blr * effective_batch / 256
-    say(f"peak learning rate {peak:.2e}, effective batch size {effective_batch}, {len(batches)} steps per epoch")
+    steps = counted(len(batches), "step")
+    say(f"peak learning rate {peak:.2e}, effective batch size {effective_batch}, {steps} per epoch")
     optimizer = make_optimizer(raw_model, args.weight_decay, peak)
     shares = rate_shares(optimizer, peak)
     use_amp = device.type == "cuda" and not args.if_not_amp

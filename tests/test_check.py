@@ -199,7 +199,7 @@ def test_leaks_between_sets(tmp_path, photographs):
         **{("leak", "fault", (f"test/leak_{number}.jpg", f"train/Tp/{number}.png")): 1 for number in range(6)},
         ("leak", "fault", ("test/bytes.png", "train/Tp/6.png")): 1,
         ("shared scene", "remark", ("test/edited.png", "train/Tp/7.png")): 1})
-    assert code == 1
+    assert code == 1 and f"(equal bytes) is in {tmp_path}/train and {tmp_path}/test." in output
 
     (tmp_path / "b.json").write_text(json.dumps([["ManiDataset", "train"]]))
     code, output, found = run_check(tmp_path, tmp_path / "b.json")
@@ -209,6 +209,21 @@ def test_leaks_between_sets(tmp_path, photographs):
     (tmp_path / "sets.json").write_text(json.dumps({"train": "train", "gone": "nowhere"}))
     code, output, found = run_check(tmp_path, tmp_path / "sets.json")
     assert (code, found) == (1, Counter({("unusable set", "fault", ("sets.json",)): 1}))
+
+
+def test_frames_of_one_video_are_one_finding(tmp_path, photographs):
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        frame = photographs[0].astype(int) + rng.integers(-6, 7, photographs[0].shape)
+        folder = "train" if number < 30 else "test"
+        save(tmp_path / folder / f"{number:02}.png", np.clip(frame, 0, 255).astype(np.uint8))
+    frames = [f"train/{number:02}.png" for number in range(30)]
+    _, _, found = run_check(tmp_path, tmp_path / "train")
+    assert found == Counter({("near duplicate", "remark", tuple(frames)): 1})
+    frames = tuple(sorted(frames + [f"test/{number:02}.png" for number in range(30, 40)]))
+    code, output, found = run_check(tmp_path, tmp_path / "train", tmp_path / "test")
+    assert code == 1 and found == Counter({("leak", "fault", frames): 1})
+    assert "(40 in all)" in output and f"is in {tmp_path}/train and {tmp_path}/test." in output
 
 
 def test_real_known_bad_names(tmp_path, photographs):

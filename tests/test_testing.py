@@ -191,6 +191,47 @@ def test_attacks_and_strengths(images, checkpoints, tmp_path):
         assert {key[0] for key in value if other[key] != value[key]} == set(changed)
 
 
+GAMMA = """
+import numpy as np
+import transforms
+
+class Curve(transforms.AttackWrapper):
+    name, strength_unit, strengths = "Gamma", "exponent", [0, 0.5]
+
+    def attack(self, image, strength, name):
+        return np.rint(255 * (image / 255) ** strength).astype(np.uint8)
+"""
+
+
+def test_attacks_of_ones_own_and_the_threshold(images, checkpoints, repository, tmp_path):
+    """An attack in a file of models/ needs no edit; above a threshold of -1 every pixel is called tampered."""
+    file = repository / "models" / "my_attacks.py"
+    file.write_text(GAMMA)
+    common = ["test_robust.py", "--model", "MyModel", "--checkpoint_path", checkpoints, "--test_data_path", images,
+              *SMALL]
+    try:
+        done = run_script(*common, "--attacks", "Gamma", "GaussianBlur", "--threshold", -1, "--output_dir",
+                          tmp_path / "out", cwd=tmp_path, root=repository)
+    finally:
+        file.unlink()
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    rows = [row for row in csv_rows(tmp_path / "out/results.csv") if row["metric"].startswith("pixel-level F1")]
+    assert [(row["attack"], row["strength"]) for row in rows] == [
+        ("Gamma", "0"), ("Gamma", "0.5"), *(("GaussianBlur", str(size)) for size in (0, 3, 7, 11, 15, 19, 23))]
+    shares = [cv2.resize(data.read_mask(path), (64, 64), interpolation=cv2.INTER_NEAREST).mean()
+              for path in sorted((images / "Gt").glob("*.png"))]
+    for row in rows:
+        assert row["metric"] == "pixel-level F1 (threshold -1.0)"
+        assert float(row["value"]) == pytest.approx(np.mean([2 * share / (1 + share) for share in shares]))
+
+    for flags, words in ((["--attacks", "GausianBlur"], "--attacks GausianBlur: there is no such attack. Did you mean "
+                          "GaussianBlur? Known: "),
+                         (["--metrics", "PixelAUC", "--threshold", 0.3], "--threshold 0.3: none of the metrics"),
+                         (["--threshold", "nan"], "'nan' is not a finite number")):
+        done = run_here(*common, *flags, "--output_dir", tmp_path / "none")
+        assert done.returncode == 1 and words in done.stderr and done.stderr.count("\n") == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # save_images.py
 
@@ -231,6 +272,26 @@ def test_masks_have_the_original_size(images, red, tmp_path):
         assert np.abs(padded[:100, :100].astype(int) - image[:100, :100]).max() <= 1
         assert not padded[100:].any() and not padded[:, 100:].any()
         assert np.abs(resized.astype(int) - image).mean() < 3  # down and up again
+
+
+def test_scores_csv(checkpoints, red, images, tmp_path):
+    """Names are the files' own, or where one repeats all paths from the dataset's folder; each row has its PNG."""
+    save_images("MyModel", checkpoints, images / "set.json", tmp_path / "labelled", *SMALL)
+    rows, combined = (csv_rows(tmp_path / "labelled/scores.csv"),
+                      json.loads((tmp_path / "labelled/pred_label_combined.json").read_text()))
+    assert [row["name"] for row in rows] == [f"p{number:03d}.png" for number in range(11)]
+    assert [row["label"] for row in rows] == ["1"] * 9 + ["0"] * 2
+    assert {row["name"]: float(row["score"]) for row in rows} == combined
+    for row in rows:
+        assert (tmp_path / "labelled" / row["png"]).is_file()
+    folder = tmp_path / "photos"
+    for name in ("one/a.png", "one/b.png", "one/c/a.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / "Tp/p000.png", folder / name)
+    save_images("Red", red, folder, tmp_path / "plain", *SMALL)
+    assert csv_rows(tmp_path / "plain/scores.csv") == [
+        {"name": name, "label": "", "score": "", "png": f"pred/{name[4:]}"}
+        for name in ("one/a.png", "one/b.png", "one/c/a.png")]
 
 
 def test_folders_with_equal_names_and_overlays(checkpoints, tmp_path):

@@ -271,8 +271,9 @@ def map_parallel(function, *columns, label, progress):
                 done += 1
                 bar.update()
         except concurrent.futures.process.BrokenProcessPool:
-            raise UserError(f"{label}: a worker process died after {done} of {total} images, because memory ran out "
-                            "or a decoder crashed; check fewer images at a time to find which.") from None
+            raise UserError(f"{label}: a worker process died after {done} of {counted(total, 'image')}, because "
+                            "memory ran out or a decoder crashed; check fewer images at a time to find which."
+                            ) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,8 +328,8 @@ def mani_pairs(path, name, found):
     if not pairs and images and len(images) == len(masks):
         pairs, lone_images, lone_masks = list(zip(images, masks)), [], []
         found.append(fault("paired by order", [os.path.join(tampered, images[0]), os.path.join(truth, masks[0])],
-                           f"no name in Gt/ of {name} fits a name in Tp/: the {len(images)} pairs agree in nothing "
-                           "but their order; rename the masks, or list the pairs in a JSON."))
+                           f"no name in Gt/ of {name} fits a name in Tp/: its {counted(len(images), 'pair')} agree in "
+                           "nothing but their order; rename the masks, or list the pairs in a JSON."))
     for image in lone_images:
         found.append(fault("unpaired file", [os.path.join(tampered, image)], "an image in Tp/ without a mask."))
     for mask in lone_masks:
@@ -546,7 +547,7 @@ def print_histograms(records):
         names = [f"< {edge:g}" for edge in edges] + [f">= {edges[-1]:g}"]
         histograms[title] = dict(zip(names, counts))
         if len(values):
-            print(f"\n{title} ({len(values)} images)")
+            print(f"\n{title} ({counted(len(values), 'image')})")
         for name, count in histograms[title].items():
             if count:
                 print(f"  {name:>8} {count:8d} {'#' * int(np.ceil(40 * count / max(counts)))}")

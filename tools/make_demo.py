@@ -27,7 +27,7 @@ from sklearn.datasets import load_sample_images
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 from log import write_file
-from registry import Parser, UserError, exit_on_user_error, natural
+from registry import Parser, UserError, counted, exit_on_user_error, natural
 from transforms import INPAINT_RADIUS, compress_jpeg, encode_jpeg
 
 SETS = {  # name -> kinds of images, taken in turn
@@ -201,7 +201,7 @@ def main():
             rows.append(json.dumps([image_path, mask_path]))
         write_file(output / f"{name}.json", "[\n" + ",\n".join(rows) + "\n]\n")
 
-        line = (f"{output / name}.json: {len(rows)} images, {len(fractions)} tampered, "
+        line = (f"{output / name}.json: {counted(len(rows), 'image')}, {len(fractions)} tampered, "
                 f"tampered fraction {np.mean(fractions):.3f}")
         if not is_train:
             # The best constant prediction: on an image of which the fraction a is tampered, precision a and recall 1.
