@@ -107,11 +107,11 @@ class Recipe:
                     groups.setdefault(key, ([], []))[side].append(path)
         twice = [images for images, _ in groups.values() if len(images) > 1 and not self.shared]
         if twice:
-            raise UserError(f"--root {root} holds {len(twice)} images of {self.title} more than once, such as "
+            raise UserError(f"--root {root} holds images of {self.title} more than once ({len(twice)}), such as "
                             f"{' and '.join(twice[0])}: {self.twice}.")
         twice = [masks for _, masks in groups.values() if len(masks) > 1]
         if twice:
-            raise UserError(f"--root {root} holds {len(twice)} masks of {self.title} more than once, such as "
+            raise UserError(f"--root {root} holds masks of {self.title} more than once ({len(twice)}), such as "
                             f"{' and '.join(twice[0])}: keep one copy below --root.")
         pairs = [(image, mask) for images, masks in groups.values() for mask in masks for image in images]
         return SetFiles(sorted(pairs), [path for path in paths if re.search(self.authentic, path, re.IGNORECASE)],
@@ -422,7 +422,7 @@ def find_in_folders(roots):
                                   if folder.casefold() in AUTHENTIC_FOLDERS)
     if folders:
         folder, count = folders.most_common(1)[0]
-        raise UserError(f"--image_root {roots['image_root']}: {count} of the images with a mask lie in a folder named "
+        raise UserError(f"--image_root {roots['image_root']}: images with a mask ({count}) lie in a folder named "
                         f"{folder}, as authentic images do, and a mask may bear an authentic image's name: give that "
                         "folder as --authentic_root and the tampered images alone as --image_root, or --recipe "
                         "cocoglide for CocoGlide, or rename the folder if its images are tampered.")
@@ -557,14 +557,14 @@ def read_lists(lists, root, recipe, authentic, output):
             if truth.setdefault(image, mask) != mask:
                 unclear.setdefault(image, [truth[image]]).append(mask)
         authentic_count, left = (list(own.values()).count(kind) for kind in ("Negative", None))
-        print(f"{path}: {len(own) - authentic_count - left} pairs, {authentic_count} authentic, {left} without a mask" +
-              f"; lines that repeat an earlier one: {again}" * (again > 0))
+        print(f"{path}: pairs {len(own) - authentic_count - left}, authentic {authentic_count}, without a mask {left}" +
+              f", repeated lines {again}" * (again > 0))
     print_list("listed files that are not there", list(missing), output)
     print_list("images listed with two masks", [f"{image}: {' and '.join(mask or 'none' for mask in masks)}"
                                                 for image, masks in unclear.items()], output)
-    wrong = [f"{len(names)} {what}" for what, names in (
-        ("listed files are not there (give the folder that the lists start from)", missing),
-        ("images are listed with two masks (keep one line of each)", unclear)) if names]
+    wrong = [what.format(len(names)) for what, names in (
+        ("listed files that are not there ({}; give the folder that the lists start from)", missing),
+        ("images listed with two masks ({}; keep one line of each)", unclear)) if names]
     if wrong:
         raise UserError(f"--list with --root {root}: {' and '.join(wrong)}, named above, so nothing was written.")
     if any(str(mask).lower().endswith(".npz") for mask in truth.values()) and not (recipe and recipe.binary):
