@@ -93,11 +93,21 @@ def tiff_length(image):
 
 def orientation_of(image):
     """Return the EXIF orientation of an opened PIL image, 1 (as stored) to 8; 1 where its EXIF is malformed."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # PIL would decode the image to look for EXIF behind it
     try:
         value = image.getexif().get(0x0112, 1)
     except Exception:  # malformed EXIF raises many types
         return 1
     return value if value in range(1, 9) else 1
+
+
+def stored_size(image):
+    """Return (height, width, EXIF orientation) of an opened PIL image, by its header, as its pixels are stored."""
+    orientation = orientation_of(image)
+    if image.format == "TIFF" and orientation > 4:  # PIL gives the size as turned
+        return image.width, image.height, orientation
+    return image.height, image.width, orientation
 
 
 def turn(pixels, orientation):
@@ -568,11 +578,7 @@ def read_header(path, data):
         raise OSError("image file is truncated")
     if image.mode in ("I", "F"):
         refuse_float(path, data)
-    # For a PNG without EXIF, PIL would decode the whole image to learn that.
-    orientation = orientation_of(image) if image.format != "PNG" or b"eXIf" in data.tobytes() else 1
-    if image.format == "TIFF" and orientation > 4:  # PIL gives the size as turned
-        return image.width, image.height, orientation
-    return image.height, image.width, orientation
+    return stored_size(image)
 
 
 def first_corner(mask):
@@ -867,11 +873,9 @@ class FolderDataset(ImageDataset):
 
 def has_orientation(path):
     """Tell from its header whether EXIF asks for an image to be turned or mirrored."""
-    try:
-        image = Image.open(path)
-    except OSError:  # the run will say it
-        return False
-    return (image.format != "PNG" or "exif" in image.info) and orientation_of(image) > 1  # PIL would decode the PNG
+    with contextlib.suppress(OSError):  # which the run will say
+        return orientation_of(Image.open(path)) > 1
+    return False
 
 
 class FilesDataset(FolderDataset):

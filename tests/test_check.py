@@ -226,6 +226,23 @@ def test_frames_of_one_video_are_one_finding(tmp_path, photographs):
     assert "(40 in all)" in output and f"is in {tmp_path}/train and {tmp_path}/test." in output
 
 
+def test_an_equal_last_number_is_a_match_unless_another_mask_has_the_name(tmp_path, photographs):
+    masks = ["Sp_S_CNN_A_nat0078_nat0078_0004", "Sp_D_NNN_A_ani0099_ani0100.0288",
+             "Sp_S_NNN_C_txt0004_txt0004_0004", "Sp_S_NNN_R_txt0004_txt0004_0004",
+             "Sp_S_NRD_A_pla0075_pla0075_0588", "Tp_D_NRN_M_N_cha00085_ani10104_10029", "Tp_S_NNN_S_N_sec00012_11230",
+             "Tp_D_CRN_M_N_pla00035_pla00033_10997"]
+    images = [*masks[:2], masks[3], masks[2], "Sp_D_NRD_A_pla0075_pla0075_0588",  # two with one number are swapped
+              "Tp_S_NRN_M_N_cha00085_ani10104_10029", masks[6], "Tp_D_CRN_M_N_pla00035_pla00033_10998"]
+    pairs = [[f"p/{image}.jpg", f"m/{mask}_gt.png"] for image, mask in zip(images, masks)]
+    for (image, mask), pixels in zip(pairs, photographs):
+        save(tmp_path / image, pixels)
+        save(tmp_path / mask, rectangle())
+    (tmp_path / "p.json").write_text(json.dumps(pairs))
+    code, _, found = run_check(tmp_path, tmp_path / "p.json")
+    assert code == 1 and {files: kind for kind, severity, files in found if severity == "fault"} == {
+        tuple(sorted(pairs[i])): "names do not match" for i in (2, 3, 7)}
+
+
 def test_real_known_bad_names(tmp_path, photographs):
     published = json.loads((ROOT / "runs/known_bad.json").read_text())
     names = [entry["name"] for part in published.values() for entry in part]

@@ -350,12 +350,17 @@ def check_names(name, images, masks, found):
     """Find pairs of a JSON whose names share nothing while other names of the set do.
 
     One name must begin with the words of the other (one mask may serve several images), or end with _B for _F
-    (CoMoFoD). A pair that does not is a fault if another mask of the set carries the image's name, or if most pairs of
-    the same two folders agree; tables of unrelated names (NIST16) are not judged.
+    (CoMoFoD). A pair that does not is a fault if another mask of the set carries the image's name. It is one, too, if
+    its last numbers differ (CASIA's renamed files keep theirs) while most pairs of the same two folders agree in this
+    or in that; tables of unrelated names (NIST16) are not judged.
     """
     def agree(pair):
         a, b = map(name_tokens, pair)
         return bool(a and b) and (a[:len(b)] == b or b[:len(a)] == a or (a[-1] == "f" and b == (*a[:-1], "b")))
+
+    def same_number(pair):
+        a, b = ([word for word in name_tokens(path) if word.isdigit()][-1:] for path in pair)
+        return bool(a) and a == b
 
     def folders(pair):
         return tuple(map(os.path.dirname, pair))
@@ -365,9 +370,10 @@ def check_names(name, images, masks, found):
     if not odd:
         return
     known = {(os.path.dirname(mask), name_tokens(mask)) for mask in masks if mask}
-    count, odd_count = (collections.Counter(map(folders, some)) for some in (pairs, odd))
+    strange = [pair for pair in odd if not same_number(pair)]
+    count, strange_count = (collections.Counter(map(folders, some)) for some in (pairs, strange))
     for pair in odd:
-        few = odd_count[folders(pair)] < count[folders(pair)] / 2
+        few = not same_number(pair) and strange_count[folders(pair)] < count[folders(pair)] / 2
         if few or (os.path.dirname(pair[1]), name_tokens(pair[0])) in known:
             found.append(fault("names do not match", list(pair), "the names of this pair share nothing, while others "
                                f"in {name} do: paired by order?"))
