@@ -102,6 +102,13 @@ def orientation_of(image):
     return value if value in range(1, 9) else 1
 
 
+def orientation_in(data):
+    """Return the EXIF orientation in the bytes of an image file, 1 to 8; 1 where PIL can't open it."""
+    with contextlib.suppress(Exception):  # PIL raises many types
+        return orientation_of(Image.open(io.BytesIO(data)))
+    return 1
+
+
 def stored_size(image):
     """Return (height, width, EXIF orientation) of an opened PIL image, by its header, as its pixels are stored."""
     orientation = orientation_of(image)
@@ -134,8 +141,10 @@ def needs_pillow(data):
     return image.mode in ("RGBA", "CMYK") or orientation_of(image) > 1 or len(data) < tiff_length(image)
 
 
-DECODER_WORDS = re.compile(rb"^(?:Corrupt JPEG|Premature end|Invalid |Inconsistent |Unsupported |Warning: |libpng ).*$",
-                           re.M)
+# How the lines of libjpeg and libpng begin, and those by which pixels are wrong.
+DECODER_WORDS = re.compile(rb"^(?:Corrupt JPEG|Premature end|Invalid |Inconsistent |Unsupported |Unknown Adobe|Warning: |"
+                           rb"Application transferred|libpng ).*$", re.M)
+DAMAGE = re.compile("Corrupt JPEG data(?!: bad ICC)|Premature end|Invalid SOS|Inconsistent progression")
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -198,7 +207,7 @@ def decode(path, data, flags, mode, on_damage=say_damage):
         except cv2.error:  # more pixels than OpenCV allows
             image, words = None, ""
         if image is not None:
-            if words and not is_png(data):
+            if DAMAGE.search(words):
                 on_damage(path, words)
             return image
     try:
@@ -250,10 +259,7 @@ def read_image(path, turned=False):
     """
     data = read_bytes(path)
     pixels = decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB")
-    if turned:
-        with contextlib.suppress(OSError):
-            return turn(pixels, orientation_of(Image.open(io.BytesIO(data))))
-    return np.ascontiguousarray(pixels)
+    return turn(pixels, orientation_in(data) if turned else 1)
 
 
 def read_mask(path, data=None):
@@ -557,7 +563,7 @@ def scan_file(path, is_mask):
         raise
     except Exception:  # PIL raises many types; what can be decoded is accepted all the same
         height, width = decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB").shape[:2]
-        orientation = 1
+        orientation = orientation_in(data)
     stat = os.stat(path)
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     corner = first_corner(read_mask(path, data)) if is_mask else -1
