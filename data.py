@@ -142,8 +142,8 @@ def needs_pillow(data):
 
 
 # How the lines of libjpeg and libpng begin, and those by which pixels are wrong.
-DECODER_WORDS = re.compile(rb"^(?:Corrupt JPEG|Premature end|Invalid |Inconsistent |Unsupported |Unknown Adobe|Warning: |"
-                           rb"Application transferred|libpng ).*$", re.M)
+DECODER_WORDS = re.compile(rb"^(?:Corrupt JPEG|Premature end|Invalid |Inconsistent |Unsupported |Unknown Adobe|"
+                           rb"Warning: |Application transferred|libpng ).*$", re.M)
 DAMAGE = re.compile("Corrupt JPEG data(?!: bad ICC)|Premature end|Invalid SOS|Inconsistent progression")
 ONE_AT_A_TIME = threading.Lock()
 

@@ -74,6 +74,7 @@ FILES = {  # name -> (bytes, what check finds, RGB or grey pixels or None)
     "huge_text.png": (with_chunk(b"tEXt", b"prompt\0" + 40 * LONG), None, PIXELS),
     "text_checksum.png": (with_chunk(b"tEXt", b"a\0hello", 1), None, PIXELS),
     "panorama.jpg": (JPEG[:-2] + b"SEFH" + 200 * b"\1\2\3" + b"SEFT", None, None),  # Samsung's: no end, a trailer
+    "revision.jpg": (JPEG[:11] + b"\x09\x09" + JPEG[13:], None, None),  # libjpeg warns of it, but the pixels are right
     "grey16.png": (by_opencv(".png", GREY16), None, GREY16 >> 8),
     "grey16_trailer.png": (by_opencv(".png", GREY16) + 200 * b"trailer ", None, GREY16 >> 8),
     "grey16_turned.tif": (encoded("TIFF", GREY16, tiffinfo={274: 3}), None, GREY16 >> 8),  # read by PIL
