@@ -191,6 +191,7 @@ def main():
     rows = {png: row for share in ddp.gather(rows) for png, row in share.items()}
     if ddp.is_main():
         write_file(output_dir / "scores.csv", csv_lines(sorted(rows.values(), key=lambda row: row["name"])))
+    say(f"{counted(len(rows), 'row')} in {output_dir / 'scores.csv'}")
     if isinstance(test_set, data.FilesDataset):
         for path, name, file in zip(paths, names, files):
             score = f"score {combined[name]:.4f}" if name in combined else "no score"
