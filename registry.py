@@ -33,11 +33,46 @@ HINTS = {  # words of an exception -> what to try
 }
 
 
+def launched_as():
+    """Return (rank, number of processes) as torchrun's environment gives them, (0, 1) where there is none.
+
+    WORLD_SIZE alone, which Slurm scripts and other launchers leave behind, is none. UserError where the environment
+    makes no sense.
+    """
+    cure = "Start several processes with torchrun, and for a single one unset RANK, WORLD_SIZE and LOCAL_RANK."
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
+    for name, text in given.items():
+        if not re.fullmatch(r"[0-9]+", text):
+            raise UserError(f"the environment variable {name} is {text!r}, which is no whole number. {cure}")
+    if "RANK" not in given:
+        return 0, 1
+    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"the environment has RANK={given['RANK']} but no {' and no '.join(missing)}. {cure}")
+    rank, size, port = int(given["RANK"]), int(given["WORLD_SIZE"]), os.environ["MASTER_PORT"]
+    if rank >= size:
+        raise UserError(f"the environment has RANK={rank} and WORLD_SIZE={size}, but ranks go from 0 to WORLD_SIZE - 1. "
+                        f"{cure}")
+    if not re.fullmatch(r"[0-9]+", port) or int(port) > 65535:
+        raise UserError(f"the environment variable MASTER_PORT is {port!r}, which is no port. {cure}")
+    return rank, size
+
+
+def is_first():
+    """Tell whether this is torchrun's first process, also before the process group is there; any, where that is
+    unknown."""
+    try:
+        return launched_as()[0] == 0
+    except UserError:
+        return True
+
+
 def exit_on_user_error(main):
     """Call main() and return what it returns.
 
-    A UserError becomes one line on standard error; any other exception, a model's for example, keeps its traceback and
-    gets a line of hint where one is known. Both end the program with exit code 1.
+    A UserError becomes one line on standard error, after its traceback where the environment has IMDL_TRACEBACK=1; any
+    other exception, a model's for example, keeps its traceback and gets a line of hint where one is known. Both end the
+    program with exit code 1.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
@@ -47,7 +82,12 @@ def exit_on_user_error(main):
         message = str(error).rpartition("registry.UserError: ")[2]  # a loader's worker puts its traceback in front
         dist = getattr(sys.modules.get("torch"), "distributed", None)
         alike = not (dist and dist.is_available() and dist.is_initialized())  # before, all ranks fail in the same way
-        if not alike or os.environ.get("RANK", "0") == "0":
+        if not alike or is_first():
+            if os.environ.get("IMDL_TRACEBACK", "0") not in ("", "0"):
+                link = error
+                while link:  # what `raise ... from None` hides too
+                    link.__suppress_context__, link = False, link.__context__
+                traceback.print_exception(error)
             print("error:", *message.strip().split("\n"), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("interrupted; a training goes on with --resume auto", file=sys.stderr)
@@ -398,7 +438,7 @@ def plain(value):
 
 def print_once(text):
     """Print from torchrun's first process, also before the process group is there."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(text, flush=True)
 
 
