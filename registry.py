@@ -51,8 +51,8 @@ def launched_as():
         raise UserError(f"the environment has RANK={given['RANK']} but no {' and no '.join(missing)}. {cure}")
     rank, size, port = int(given["RANK"]), int(given["WORLD_SIZE"]), os.environ["MASTER_PORT"]
     if rank >= size:
-        raise UserError(f"the environment has RANK={rank} and WORLD_SIZE={size}, but ranks go from 0 to WORLD_SIZE - 1. "
-                        f"{cure}")
+        raise UserError(f"the environment has RANK={rank} and WORLD_SIZE={size}, but ranks go from 0 to "
+                        f"WORLD_SIZE - 1. {cure}")
     if not re.fullmatch(r"[0-9]+", port) or int(port) > 65535:
         raise UserError(f"the environment variable MASTER_PORT is {port!r}, which is no port. {cure}")
     return rank, size

@@ -75,6 +75,8 @@ def bad(tmp_path_factory):
                           "other_flag": models.mymodel.MyModel(kernel_size=5).state_dict(),
                           "code": {"model": Code(root / "executed")}, "whole_model": models.mymodel.MyModel(),
                           "list": [1, 2], "no_state": {"model": "weights"}, "empty_dict": {},
+                          "misnamed": {"weights": state, "epoch": 3},
+                          "code_in_array": {"model": state, "best": np.array([Code(root / "executed")], object)},
                           "other_optimizer": {"model": state, "optimizer": {"state": {}, "param_groups": []},
                                               "scaler": {}, "epoch": 0},
                           "tutorial": probe_models.Tutorial(1, "").state_dict(),
@@ -251,9 +253,10 @@ def test_flags_checkpoints_and_models(bad, tmp_path, name):
 CHECKPOINT_CASES = {
     "truncated": "is truncated or is not a checkpoint", "zero_bytes": "is truncated or is not a checkpoint",
     "text": "is truncated or is not a checkpoint", "gone": "No such file", "list": "no state dict",
-    "no_state": "no state dict", "empty_dict": "no state dict",
+    "no_state": "no state dict under model, state_dict, model_state_dict or net, nor by itself: its keys are model.",
+    "empty_dict": "no state dict", "misnamed": "its keys are weights, epoch. Give",
     "whole_model": "holds the object models.mymodel.MyModel, which can execute code",
-    "code": "mkdir, which can execute code",
+    "code": "mkdir, which can execute code", "code_in_array": "mkdir, which can execute code",
 }
 
 
@@ -364,25 +367,38 @@ def test_traceback_on_request(repository, bad, tmp_path, workers):
     words = ["p00", "frail_post_func failed (KeyError: 'no such key'). IMDL_TRACEBACK=1"]
     check(run_script(*command("train.py", bad, tmp_path / "out", changes), cwd=tmp_path, root=repository), words, bad,
           tmp_path / "out")
-    for changes, place in ((changes, "data_dict['no such key']"), ({"--data_path": "{bad}/malformed.json"}, "JSONDecode")):
+    for changes, place in ((changes, "data_dict['no such key']"),
+                           ({"--data_path": "{bad}/malformed.json"}, "JSONDecodeError")):
         done = run_script(*command("train.py", bad, tmp_path / "out", changes), cwd=tmp_path, root=repository,
                           env={"IMDL_TRACEBACK": "1"})
         assert done.returncode == 1 and done.stderr.startswith("Traceback") and place in done.stderr
         assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
+def run_limited(tmp_path, name, limit, flags):
+    """Run train.py in a process that lowers a resource's (soft, hard) limit first."""
+    (tmp_path / "limited.py").write_text(
+        f"import resource, runpy, sys\nresource.setrlimit(resource.{name}, {limit})\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\nrunpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n")
+    return run_script("limited.py", *flags, cwd=tmp_path, root=tmp_path)
+
+
 def test_few_open_files(bad, tmp_path):
     """The soft limit is raised as far as the hard one allows; below what the workers need, a sentence says so."""
-    def run(limit, workers):
-        flags = command("train.py", bad, tmp_path / "out", {"--num_workers": workers})
-        (tmp_path / "limited.py").write_text(
-            f"import resource, runpy, sys\nresource.setrlimit(resource.RLIMIT_NOFILE, {limit})\n"
-            f"sys.path.insert(0, {str(ROOT)!r})\nrunpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n")
-        return run_script("limited.py", *flags[1:], cwd=tmp_path, root=tmp_path)
+    _, *flags = command("train.py", bad, tmp_path / "out", {"--num_workers": 2})
+    check(run_limited(tmp_path, "RLIMIT_NOFILE", (30, 30), flags),
+          ["--num_workers 2: 30 open files", "ulimit -n", "lower --num_workers"], bad, tmp_path / "out")
+    done = run_limited(tmp_path, "RLIMIT_NOFILE", (40, 256), flags)
+    assert done.returncode == 0, done.stderr
 
-    check(run((30, 30), 2), ["--num_workers 2: 30 open files", "ulimit -n", "lower --num_workers"], bad,
+
+@pytest.mark.parametrize("size", [10, 4000])
+def test_full_disk_under_tensorboard(bad, tmp_path, size):
+    """A limit of a file's size acts as a full disk does, when the events are opened or later, in their own thread."""
+    _, *flags = command("train.py", bad, tmp_path / "out", {"--no_fingerprint": "", "--log_dir": tmp_path / "events"})
+    check(run_limited(tmp_path, "RLIMIT_FSIZE", (size, size), flags),
+          [f"TensorBoard's events in {tmp_path / 'events'} can't be written (File too large). Free some space"], bad,
           tmp_path / "out")
-    assert run((40, 256), 2).returncode == 0
 
 
 def test_a_mistake_that_one_process_finds_ends_all(bad, tmp_path):

@@ -439,14 +439,13 @@ def test_workers_hand_over_few_pieces(images):
     ("unable to allocate shared memory(shm) for file </torch_1_1>: No space left on device (28)", "--shm-size"),
     ("DataLoader worker (pid 7) is killed by signal: Killed. ", "memory"),
     ("[Errno 12] Cannot allocate memory", "memory")])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_limits_of_the_machine(images, message, cure, workers):
+def test_limits_of_the_machine(images, message, cure):
     def fail(samples):
         raise RuntimeError(message)
 
-    loader = data.eval_loader(data.ManiDataset(images, 64, fingerprint=False), 2, workers, False)
+    loader = data.eval_loader(data.ManiDataset(images, 64, fingerprint=False), 2, 0, False)
     loader.collate_fn = fail
-    with pytest.raises(UserError, match=f"^--num_workers {workers}: .*{cure}"):
+    with pytest.raises(UserError, match=f"^--num_workers 0: .*{cure}"):
         list(loader)
     loader.collate_fn = lambda samples: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -485,7 +484,6 @@ def table_post_func(sample, table):
         sample["table"] = table[number]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind, function, words", [
     ("transform", albu.Compose([albu.OneOf([albu.Sequential([albu.HorizontalFlip(p=1), Shear(no_shear)], p=1)], p=1)]),
      "p000.png: Shear failed (ValueError: no such shear). IMDL_TRACEBACK=1 shows where."),
@@ -506,13 +504,12 @@ def table_post_func(sample, table):
     ("post_func", functools.partial(table_post_func, table=[None, None]), "(p000.png: NoneType; p001.png: NoneType)"),
 ])
 @pytest.mark.filterwarnings("error:divide by zero")
-def test_mistakes_in_functions_of_the_user(images, workers, kind, function, words):
+def test_mistakes_in_functions_of_the_user(images, kind, function, words):
     """One sentence names the image, the transform or function, and what that said."""
     dataset = data.ManiDataset(images, 64, fingerprint=False, **{kind: function})
     with pytest.raises(UserError) as caught:
-        list(data.eval_loader(dataset, 2, workers, False))
-    message = str(caught.value).rpartition("registry.UserError: ")[2].strip()  # behind the traceback of a worker
-    message = message.replace(f"{images}/Tp/", "")
+        list(data.eval_loader(dataset, 2, 0, False))
+    message = str(caught.value).replace(f"{images}/Tp/", "")
     assert words in message and "\n" not in message
 
 
