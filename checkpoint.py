@@ -85,8 +85,11 @@ def load_checkpoint(path, flag, mmap=True):
             raise UserError(f"{flag} {path} holds the object {code[1]}, which can execute code, so it is not "
                             "loaded. Save the weights alone: torch.save({'model': model.state_dict()}, path)."
                             ) from None
-        reason = f": {error.strerror}" if getattr(error, "strerror", None) else " is truncated or is not a checkpoint"
-        raise UserError(f"{flag} {path}{reason}. Copy it again or give another file that torch.save wrote.") from None
+        if getattr(error, "strerror", None):
+            raise UserError(f"{flag} {path}: {error.strerror}. Give the path of a file that torch.save wrote."
+                            ) from None
+        raise UserError(f"{flag} {path} is truncated or is not a checkpoint. Copy it again or give another file that "
+                        "torch.save wrote.") from None
     if not isinstance(content, dict) or not content:
         state_dict_of({}, path, flag)  # refuses
     return content
@@ -238,7 +241,7 @@ def resume_training(path, model, optimizer, scaler, args, model_args, metric):
         if "optimizer" in content:
             epoch = content["epoch"] + 1 if isinstance(content.get("epoch"), int) else epoch
             free = ("resume", "start_epoch", "output_dir", "log_dir", "num_workers", "no_progress", "world_size",
-                    "local_rank", "dist_url")  # of no consequence for the result
+                    "local_rank", "dist_url", "dist_on_itp")  # of no consequence for the result
             note_changes(args_of(content), path.name, {key: value for key, value in {**vars(args), **model_args}.items()
                                                        if key not in free})
             best = stored_best(content, path, best)

@@ -290,5 +290,5 @@ def tensorboard(log_dir, fresh=False, purge_step=None):
 
 def is_tensorboards(error):
     """Tell whether an exception is an OSError out of TensorBoard's own code."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, OSError) and any(frame.f_globals["__name__"].startswith("tensorboard.") for frame in frames)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, OSError) and any(module.startswith("tensorboard.") for module in modules)

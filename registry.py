@@ -195,7 +195,7 @@ def find_model(name):
     ImportError (from the file's own exception) where the file of the model or of its post function fails, UserError
     where there is no such model, with the nearest name, or where two files register it.
     """
-    post_func = f"{name.lower()}_post_func"
+    post_func = post_function_key(name)
     texts = {path: path.read_bytes().decode(errors="replace") for path in model_files()}
     words = rf"(?<!\w)({re.escape(name)}|{re.escape(post_func)})(?!\w)"
     mentions = [path for path, text in texts.items() if re.search(words, text)]
@@ -222,10 +222,41 @@ def build_model(name, model_args):
     return model
 
 
+def post_function_key(name):
+    """Return what the post function of a model has to be registered as."""
+    return f"{name.lower()}_post_func"
+
+
+def refuse_misspelt(key, name):
+    """Raise UserError where a post function of no model stands in the file of the model `name`, or is nearly named
+    `key`, as its own would be."""
+    def simple(word):
+        return word.replace("_", "").lower()
+
+    def near(words):
+        close = difflib.get_close_matches(simple(key), set(map(simple, words)), n=9, cutoff=0.85)
+        return [word for word in words if simple(word) in close]
+
+    files = {word: path for path in model_files()
+             for word in re.findall(r"(?i)\w*post_?func\w*", path.read_bytes().decode(errors="replace"))}
+    import_files(dict.fromkeys(files[word] for word in near(files)))
+    found = {*near(POSTFUNCS.entries)}
+    found |= {word for word in POSTFUNCS.entries if POSTFUNCS.file(word) == MODELS.file(name)}
+    if found:
+        import_files(model_files())  # only then is it known which ones belong to a model
+        for word in sorted(found - {post_function_key(model) for model in MODELS.entries}):
+            raise UserError(f"{POSTFUNCS.file(word)} registers the post function {word}, which belongs to no model. If "
+                            f"it is meant for {name}, register it as {key}; else take it out.")
+
+
 def post_function(name, model_args):
-    """Return the post function of a model with its own flags bound, or None if the model has none."""
-    key = f"{name.lower()}_post_func"
+    """Return the post function of a model with its own flags bound, or None if the model has none.
+
+    UserError where it has none but another is registered that belongs to no model and is nearly named so.
+    """
+    key = post_function_key(name)
     if key not in POSTFUNCS:
+        refuse_misspelt(key, name)
         return None
     function = POSTFUNCS.get(key)
     wanted = list(inspect.signature(function).parameters)[1:]
@@ -449,6 +480,16 @@ def note_changes(stored, source, values):
             print_once(f"note: --{key} was {stored[key]} in {source} and is {value} now")
 
 
+def refuse_empty(parser, argv):
+    """Raise UserError for an empty argument, unless it may be the value of the flag before it."""
+    count = {option: action.nargs for action in parser._actions for option in action.option_strings}
+    for word, before in zip(argv, ["", *argv]):
+        if not word.strip() and (not before.startswith("--") or "=" in before or count.get(before) is not None):
+            raise UserError(f"there is an empty argument after {before or 'the name of the script'}. Most often a line "
+                            "ends in a backslash and blanks: let nothing follow the backslash, or the lines below are "
+                            "no part of the command; or a variable of the shell is empty.")
+
+
 def parse_args(parser, argv=None, find_stored=None):
     """Parse a script's command line together with the flags of the model it names.
 
@@ -474,6 +515,7 @@ def parse_args(parser, argv=None, find_stored=None):
         asked = first.parse_known_args(argv)[0]
     except argparse.ArgumentError:
         asked = argparse.Namespace(model=None, help=False)
+    refuse_empty(parser, argv)
     if asked.help and not asked.model:
         parser.epilog = "--model NAME --help also shows that model's flags; tools/list_models.py lists all models."
         parser.print_help()
@@ -567,6 +609,7 @@ def script_parser(doc, trains=False, evaluates=True, **defaults):
         group.add_argument("--log_dir", default=None, help="folder for TensorBoard events (default: output_dir)")
     for flag in ("--world_size", "--local_rank", "--dist_url"):  # IMDL-BenCo's launchers pass what torchrun decides
         parser.add_argument(flag, help=argparse.SUPPRESS)
+    parser.add_argument("--dist_on_itp", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(**defaults)
     return parser
 
