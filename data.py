@@ -916,7 +916,7 @@ def make_loader(dataset, batches, num_workers, pin_memory, persistent=False):
         raise_file_limit(num_workers)
     generator = torch.Generator().manual_seed(0)  # its own, so that loading never disturbs the run's random states
     return Loader(dataset, batch_sampler=batches, num_workers=num_workers, generator=generator,
-                  collate_fn=functools.partial(collate, post_func=dataset.post_func),
+                  collate_fn=functools.partial(collate, post_func=getattr(dataset, "post_func", None)),
                   persistent_workers=persistent and num_workers > 0,
                   pin_memory=pin_memory and torch.cuda.is_available())
 
