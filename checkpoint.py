@@ -5,6 +5,7 @@ import re
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import ddp
@@ -58,6 +59,17 @@ def refuse_broken_weights(model, epoch):
                             f"{broken[0]}), so they are not saved: lower --lr, or resume from an earlier checkpoint.")
 
 
+def harmless_globals():
+    """Return what a checkpoint may name, for torch.serialization.safe_globals: it makes data and can't run code.
+
+    NumPy's are those of its scalars and arrays, under the name of their module in NumPy 2 and, as a pair, in NumPy 1.
+    """
+    makers = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
+    types = [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in np.typecodes["All"] + "?"}]
+    named = [(maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")]
+    return [argparse.Namespace, *types, *named]  # IMDL-BenCo stores its arguments as a Namespace
+
+
 def load_checkpoint(path, flag, mmap=True):
     """Read a checkpoint, a dict, without executing anything in it.
 
@@ -65,7 +77,7 @@ def load_checkpoint(path, flag, mmap=True):
     UserError where the file is truncated or no checkpoint, or holds code.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # IMDL-BenCo stores its arguments so
+        with torch.serialization.safe_globals(harmless_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except Exception as error:  # torch.load raises many types; each means that this can't be loaded
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -73,23 +85,30 @@ def load_checkpoint(path, flag, mmap=True):
             raise UserError(f"{flag} {path} holds the object {code[1]}, which can execute code, so it is not "
                             "loaded. Save the weights alone: torch.save({'model': model.state_dict()}, path)."
                             ) from None
-        reason = f": {error.strerror}" if getattr(error, "strerror", None) else " is truncated or is not a checkpoint"
-        raise UserError(f"{flag} {path}{reason}. Copy it again or give another file that torch.save wrote.") from None
+        if getattr(error, "strerror", None):
+            raise UserError(f"{flag} {path}: {error.strerror}. Give the path of a file that torch.save wrote."
+                            ) from None
+        raise UserError(f"{flag} {path} is truncated or is not a checkpoint. Copy it again or give another file that "
+                        "torch.save wrote.") from None
     if not isinstance(content, dict) or not content:
-        state_dict_of({"model": None}, path, flag)  # refuses
+        state_dict_of({}, path, flag)  # refuses
     return content
 
 
+STATE_KEYS = ("model", "state_dict", "model_state_dict", "net")  # where a checkpoint may keep its weights
+
+
 def state_dict_of(content, path, flag):
-    """Return a checkpoint's state dict, under "model" or "state_dict" or the whole; UserError where there is none.
+    """Return a checkpoint's state dict, under one of STATE_KEYS or the whole; UserError where there is none.
 
     The prefixes `module.` (DDP) and `_orig_mod.` (torch.compile) are taken off.
     """
-    state = content.get("model", content.get("state_dict", content))
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{flag} {path} holds no state dict, neither under 'model' nor by itself. "
-                        "Give a file with {'model': state_dict}.")
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}
+    for state in (*(content[key] for key in STATE_KEYS if key in content), content):
+        if content and isinstance(state, dict) and all(torch.is_tensor(value) for value in state.values()):
+            return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}
+    keys = f": its keys are {', '.join(map(str, list(content)[:8]))}{', ...' * (len(content) > 8)}" if content else ""
+    raise UserError(f"{flag} {path} holds no state dict under {', '.join(STATE_KEYS[:-1])} or {STATE_KEYS[-1]}, nor by "
+                    f"itself{keys}. Give a file with {{'model': state_dict}}.")
 
 
 def load_weights(model, path, flag, mmap=True):
@@ -222,7 +241,7 @@ def resume_training(path, model, optimizer, scaler, args, model_args, metric):
         if "optimizer" in content:
             epoch = content["epoch"] + 1 if isinstance(content.get("epoch"), int) else epoch
             free = ("resume", "start_epoch", "output_dir", "log_dir", "num_workers", "no_progress", "world_size",
-                    "local_rank", "dist_url")  # of no consequence for the result
+                    "local_rank", "dist_url", "dist_on_itp")  # of no consequence for the result
             note_changes(args_of(content), path.name, {key: value for key, value in {**vars(args), **model_args}.items()
                                                        if key not in free})
             best = stored_best(content, path, best)

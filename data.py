@@ -5,15 +5,19 @@ Workers hand over uint8 images and masks; `to_device` is the one place that norm
 import collections
 import concurrent.futures
 import contextlib
+import copyreg
 import difflib
 import functools
 import hashlib
+import inspect
 import io
 import json
 import os
+import pickle
 import re
 import tempfile
 import threading
+import traceback
 import warnings
 import zipfile
 from pathlib import Path
@@ -23,7 +27,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
-from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate, get_worker_info
 
 import log
 from registry import UserError, counted
@@ -668,6 +672,32 @@ class Facts(NamedTuple):
     fingerprint: str
 
 
+def name_of(function):
+    """Return the name of a function, or the class of a method or an object; those of what a functools.partial calls."""
+    function = getattr(function, "func", function)
+    owner = getattr(function, "__self__", function)
+    return function.__name__ if inspect.isfunction(function) else type(owner).__name__
+
+
+@contextlib.contextmanager
+def blame(function, name):
+    """Turn an exception of a user's function into a UserError that names it and the image.
+
+    Of an albumentations pipeline the transform that failed is named.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        from albumentations import BasicTransform  # takes seconds where it isn't there yet
+        selves = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        failed = [each for each in selves if isinstance(each, BasicTransform)] or [function]
+        words = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{name}: {name_of(failed[-1])} failed ({type(error).__name__}{': ' * bool(words)}{words}). "
+                        "IMDL_TRACEBACK=1 shows where.") from error
+
+
 class ImageDataset(Dataset):
     """Images with masks, one sample an image; the kinds below differ only in how they find the files.
 
@@ -764,9 +794,14 @@ class ImageDataset(Dataset):
                 "index": np.int64(index), "original_shape": np.array(image.shape[:2]), "pristine": not turned}
         if self.transform is not None and self.attacks is None:
             rng = np.random.default_rng([self.seed, int(self.epoch), index])
-            self.transform.set_random_seed(int(rng.integers(2**31)))
-            augmented = self.transform(image=image, mask=mask)
-            image, mask, info["pristine"] = augmented["image"], augmented["mask"], False
+            with blame(self.transform, info["name"]):
+                self.transform.set_random_seed(int(rng.integers(2**31)))
+                augmented = self.transform(image=image, mask=mask)
+                image, mask, info["pristine"] = augmented["image"], augmented["mask"], False
+                if image.dtype != np.uint8 or image.shape != (*mask.shape, 3):
+                    raise UserError(f"the augmentation returned {image.dtype} {tuple(image.shape)} for {info['name']}; "
+                                    f"it must return a uint8 image (H, W, 3) and a mask of its size: leave out "
+                                    "Normalize and ToTensorV2, as images are normalised later.")
         info["label"] = np.int64(mask.any())
         maps = {"mask": mask}
         if self.edge_kernel is not None:  # on the image's own pixels, as published: before resizing or padding
@@ -774,8 +809,12 @@ class ImageDataset(Dataset):
         if self.attacks is None:
             return self.finish(image, maps, info)
         file = os.path.basename(info["name"])
-        return [self.finish(transform(image, file), maps, {**info, "pristine": info["pristine"] and not strength})
-                for strength, transform in self.attacks]
+        samples = []
+        for strength, transform in self.attacks:
+            with blame(transform, info["name"]):
+                attacked = transform(image, file)
+            samples.append(self.finish(attacked, maps, {**info, "pristine": info["pristine"] and not strength}))
+        return samples
 
     def finish(self, image, maps, info):
         """Bring an image and its maps (mask, edge_mask) to S x S, add shapes, and call the post function."""
@@ -790,8 +829,10 @@ class ImageDataset(Dataset):
                        for key, each in maps.items()}
             sample["pristine"] = False
         if self.post_func is not None:
-            self.post_func(sample)
-        del sample["path"], sample["pristine"]
+            with blame(self.post_func, info["name"]):
+                sample.update(self.post_func(sample) or {})  # it may change the sample in place, or return a dict
+        for key in ("path", "pristine"):
+            sample.pop(key, None)
         return sample
 
     def pad(self, pixels):
@@ -1034,20 +1075,124 @@ class TrainBatches:
             yield indices[edges[batch]:edges[batch + 1]].tolist()
 
 
-def collate(samples):
+def collate(samples, post_func=None):
     """Stack samples to a batch of tensors; lists of samples (one dict per attack strength) to a list of batches."""
     if isinstance(samples[0], list):
-        return [default_collate(list(version)) for version in zip(*samples)]
-    return default_collate(samples)
+        batch = [stack(version, post_func) for version in zip(*samples)]
+    else:
+        batch = stack(samples, post_func)
+    return batch if get_worker_info() is None else Parcel(batch)
+
+
+def stack(samples, post_func):
+    """Stack dicts of equal keys and shapes; UserError, which blames the post function, where they aren't equal."""
+    batch = {}
+    for key in dict.fromkeys(key for sample in samples for key in sample):
+        try:
+            values = [sample[key] for sample in samples]
+            are_arrays = isinstance(values[0], np.ndarray)
+            batch[key] = torch.from_numpy(np.stack(values)) if are_arrays else default_collate(values)
+        except Exception as error:
+            found = "; ".join(f"{sample['name']}: {describe_value(sample, key)}" for sample in samples[:4])
+            raise UserError(f"the post function {name_of(post_func)} gives {key!r} in a form that can't be stacked to "
+                            f"a batch ({found}). Give it the same shape and type for every image.") from error
+    return batch
+
+
+def describe_value(sample, key):
+    """Return a sample's value in few words: type and shape."""
+    if key not in sample:
+        return "none"
+    shape = getattr(sample[key], "shape", None)
+    return type(sample[key]).__name__ + (f" {tuple(shape)}" if shape is not None else "")
+
+
+class Parcel:
+    """A batch on its way out of a worker, with its arrays in one piece of shared memory.
+
+    As tensors each would be a piece of its own, and every piece costs the receiver a file descriptor for as long as the
+    tensor lives. Arrays below 4 KiB travel as bytes, so that keeping one of them doesn't keep the images. The memory is
+    filled here, as an error in the thread that sends is never told and leaves the receiver waiting.
+    """
+
+    def __init__(self, batch):
+        stream, buffers = io.BytesIO(), []
+        pickler = pickle.Pickler(stream, 5,
+                                 buffer_callback=lambda each: each.raw().nbytes < 4096 or buffers.append(each))
+        pickler.dispatch_table = {**copyreg.dispatch_table, torch.Tensor: reduce_tensor}
+        pickler.dump(batch)
+        self.stream, self.spans, end = stream.getvalue(), [], 0
+        for buffer in buffers:
+            self.spans.append((end, end + buffer.raw().nbytes))
+            end = -(-self.spans[-1][1] // 64) * 64  # keeps every type aligned
+        self.memory = torch.empty(end, dtype=torch.uint8).share_memory_()
+        for (start, stop), buffer in zip(self.spans, buffers):
+            self.memory.numpy()[start:stop] = buffer.raw()
+
+    def __reduce__(self):
+        return unpack, (self.stream, self.memory, self.spans)
+
+
+def reduce_tensor(tensor):
+    """Make pickle take a tensor for an array, unless NumPy doesn't know its type."""
+    try:
+        return torch.from_numpy, (tensor.numpy(),)
+    except (TypeError, RuntimeError):
+        return tensor.__reduce_ex__(5)
+
+
+def unpack(stream, memory, spans):
+    """Return the batch of a `Parcel`; its large tensors are parts of `memory`."""
+    return pickle.loads(stream, buffers=[memory.numpy()[start:stop] for start, stop in spans])
+
+
+class Loader(DataLoader):
+    """A DataLoader that tells a machine's limits from mistakes of code: UserError with the cure."""
+
+    def __iter__(self):
+        try:
+            yield from super().__iter__()
+        except (OSError, RuntimeError, UserError) as error:
+            for words, cure in LIMITS.items():
+                if re.search(words, str(error)):
+                    raise UserError(f"--num_workers {self.num_workers}: {cure}") from error
+            raise
+
+
+LIMITS = {  # words of an exception -> what is exhausted, and the cure
+    "Too many open files|ancdata|too many fds":
+        "too many open files for so many processes. Raise the limit (ulimit -n 4096), or lower --num_workers.",
+    "Bus error|[Uu]nable to .*(/torch_|shm|shared memory)|No space left on device.*(/torch_|shm)":
+        "the shared memory (/dev/shm) through which these processes hand over images is full. Give the container more "
+        "(docker run --shm-size 8g), or lower --num_workers (0 needs none).",
+    "killed by signal: Killed|Cannot allocate memory|can't allocate memory|Resource temporarily unavailable":
+        "memory or processes ran out. Lower --num_workers.",
+}
+
+
+def raise_file_limit(num_workers):
+    """Allow this process and its workers as many open files as the system lets it; UserError where those can't do."""
+    try:
+        import resource  # not on Windows
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ImportError, ValueError, OSError):  # macOS refuses "unlimited"
+        return
+    if hard != resource.RLIM_INFINITY and hard < 32 + 8 * num_workers:  # as measured
+        raise UserError(f"--num_workers {num_workers}: {hard} open files, which is all that is allowed here, are too "
+                        "few for so many processes. Raise the limit (ulimit -n 4096), or lower --num_workers.")
 
 
 def make_loader(dataset, batches, num_workers, pin_memory, persistent=False):
     """Return a DataLoader over a batch sampler; `persistent` workers outlive an epoch."""
     num_workers = min(num_workers, len(batches))
+    if num_workers:
+        raise_file_limit(num_workers)
     generator = torch.Generator().manual_seed(0)  # its own, so that loading never disturbs the run's random states
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, generator=generator,
-                      persistent_workers=persistent and num_workers > 0,
-                      pin_memory=pin_memory and torch.cuda.is_available())
+    return Loader(dataset, batch_sampler=batches, num_workers=num_workers, generator=generator,
+                  collate_fn=functools.partial(collate, post_func=getattr(dataset, "post_func", None)),
+                  persistent_workers=persistent and num_workers > 0,
+                  pin_memory=pin_memory and torch.cuda.is_available())
 
 
 def eval_loader(dataset, batch_size, num_workers, pin_memory, rank=0, world_size=1):

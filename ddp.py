@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from registry import UserError
+from registry import UserError, launched_as
 
 
 def init(name):
@@ -24,10 +24,11 @@ def init(name):
     `name` is `--device`: cuda falls back to the CPU with one line where there is no GPU; a numbered GPU that isn't
     there is an error.
     """
+    processes = launched_as()[1]
     kind, _, number = name.partition(":")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UserError(f"--device {name}: give cuda, cuda:<number> or cpu.")
-    if number and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if number and processes > 1:
         raise UserError(f"--device {name}: several processes can't share one GPU. Give --device cuda.")
     if number and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this machine has no CUDA device that torch can use. Give --device cpu.")
@@ -39,10 +40,16 @@ def init(name):
                             "Start as many processes as there are GPUs, or give a lower number.")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if "RANK" in os.environ:
         # The first reading of a large dataset happens on rank 0 alone, while the others wait here: hence hours.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=4),
-                                device_id=device if device.type == "cuda" else None)
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=4),
+                                    device_id=device if device.type == "cuda" else None)
+        except (dist.DistNetworkError, dist.DistStoreError) as error:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise UserError(f"the processes can't meet at MASTER_ADDR:MASTER_PORT, {place} "
+                            f"({str(error).splitlines()[0]}). Give torchrun another --master_port, or the address of "
+                            "the first machine.") from error
     if name == "cuda" and device.type == "cpu" and is_main():
         print("no CUDA device: running on the CPU", flush=True)
     return device

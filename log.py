@@ -10,7 +10,9 @@ import json
 import os
 import re
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -273,7 +275,8 @@ def csv_lines(rows, header=True):
 def tensorboard(log_dir, fresh=False, purge_step=None):
     """Yield a SummaryWriter on rank 0 and None elsewhere.
 
-    `fresh` removes the events of an earlier run from the folder, `purge_step` hides those from a step on.
+    `fresh` removes the events of an earlier run from the folder, `purge_step` hides those from a step on. UserError
+    where they can't be written.
     """
     if not is_main():
         yield None
@@ -281,5 +284,21 @@ def tensorboard(log_dir, fresh=False, purge_step=None):
     for earlier in Path(log_dir).glob("events.out.tfevents.*") if fresh else ():
         earlier.unlink()
     from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds to import
-    with SummaryWriter(str(log_dir), purge_step=purge_step) as writer:
-        yield writer
+    former = threading.excepthook
+    threading.excepthook = lambda failed: None if is_tensorboards(failed.exc_value) else former(failed)
+    try:
+        with SummaryWriter(str(log_dir), purge_step=purge_step) as writer:
+            yield writer
+    except OSError as error:  # the thread that writes hands its exception to the next call
+        if not is_tensorboards(error):
+            raise
+        raise UserError(f"TensorBoard's events in {log_dir} can't be written ({error.strerror}). Free some space or "
+                        "give another folder.") from error
+    finally:
+        threading.excepthook = former
+
+
+def is_tensorboards(error):
+    """Tell whether an exception is an OSError out of TensorBoard's own code."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, OSError) and any(module.startswith("tensorboard.") for module in modules)

@@ -34,11 +34,46 @@ HINTS = {  # words of an exception -> what to try
 }
 
 
+def launched_as():
+    """Return (rank, number of processes) as torchrun's environment gives them, (0, 1) where there is none.
+
+    WORLD_SIZE alone, which Slurm scripts and other launchers leave behind, is none. UserError where the environment
+    makes no sense.
+    """
+    cure = "Start several processes with torchrun, and for a single one unset RANK, WORLD_SIZE and LOCAL_RANK."
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
+    for name, text in given.items():
+        if not re.fullmatch(r"[0-9]+", text):
+            raise UserError(f"the environment variable {name} is {text!r}, which is no whole number. {cure}")
+    if "RANK" not in given:
+        return 0, 1
+    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"the environment has RANK={given['RANK']} but no {' and no '.join(missing)}. {cure}")
+    rank, size, port = int(given["RANK"]), int(given["WORLD_SIZE"]), os.environ["MASTER_PORT"]
+    if rank >= size:
+        raise UserError(f"the environment has RANK={rank} and WORLD_SIZE={size}, but ranks go from 0 to "
+                        f"WORLD_SIZE - 1. {cure}")
+    if not re.fullmatch(r"[0-9]+", port) or int(port) > 65535:
+        raise UserError(f"the environment variable MASTER_PORT is {port!r}, which is no port. {cure}")
+    return rank, size
+
+
+def is_first():
+    """Tell whether this is torchrun's first process, also before the process group is there; any, where that is
+    unknown."""
+    try:
+        return launched_as()[0] == 0
+    except UserError:
+        return True
+
+
 def exit_on_user_error(main):
     """Call main() and return what it returns.
 
-    A UserError becomes one line on standard error; any other exception, a model's for example, keeps its traceback and
-    gets a line of hint where one is known. Both end the program with exit code 1.
+    A UserError becomes one line on standard error, after its traceback where the environment has IMDL_TRACEBACK=1; any
+    other exception, a model's for example, keeps its traceback and gets a line of hint where one is known. Both end the
+    program with exit code 1.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
@@ -48,7 +83,12 @@ def exit_on_user_error(main):
         message = str(error).rpartition("registry.UserError: ")[2]  # a loader's worker puts its traceback in front
         dist = getattr(sys.modules.get("torch"), "distributed", None)
         alike = not (dist and dist.is_available() and dist.is_initialized())  # before, all ranks fail in the same way
-        if not alike or os.environ.get("RANK", "0") == "0":
+        if not alike or is_first():
+            if os.environ.get("IMDL_TRACEBACK", "0") not in ("", "0"):
+                link = error
+                while link:  # what `raise ... from None` hides too
+                    link.__suppress_context__, link = False, link.__context__
+                traceback.print_exception(error)
             print("error:", *message.strip().split("\n"), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("interrupted; a training goes on with --resume auto", file=sys.stderr)
@@ -161,7 +201,7 @@ def find_model(name):
     ImportError (from the file's own exception) where the file of the model or of its post function fails, UserError
     where there is no such model, with the nearest name, or where two files register it.
     """
-    post_func = f"{name.lower()}_post_func"
+    post_func = post_function_key(name)
     texts = {path: path.read_bytes().decode(errors="replace") for path in model_files()}
     words = rf"(?<!\w)({re.escape(name)}|{re.escape(post_func)})(?!\w)"
     mentions = [path for path, text in texts.items() if re.search(words, text)]
@@ -188,10 +228,41 @@ def build_model(name, model_args):
     return model
 
 
+def post_function_key(name):
+    """Return what the post function of a model has to be registered as."""
+    return f"{name.lower()}_post_func"
+
+
+def refuse_misspelt(key, name):
+    """Raise UserError where a post function of no model stands in the file of the model `name`, or is nearly named
+    `key`, as its own would be."""
+    def simple(word):
+        return word.replace("_", "").lower()
+
+    def near(words):
+        close = difflib.get_close_matches(simple(key), set(map(simple, words)), n=9, cutoff=0.85)
+        return [word for word in words if simple(word) in close]
+
+    files = {word: path for path in model_files()
+             for word in re.findall(r"(?i)\w*post_?func\w*", path.read_bytes().decode(errors="replace"))}
+    import_files(dict.fromkeys(files[word] for word in near(files)))
+    found = {*near(POSTFUNCS.entries)}
+    found |= {word for word in POSTFUNCS.entries if POSTFUNCS.file(word) == MODELS.file(name)}
+    if found:
+        import_files(model_files())  # only then is it known which ones belong to a model
+        for word in sorted(found - {post_function_key(model) for model in MODELS.entries}):
+            raise UserError(f"{POSTFUNCS.file(word)} registers the post function {word}, which belongs to no model. If "
+                            f"it is meant for {name}, register it as {key}; else take it out.")
+
+
 def post_function(name, model_args):
-    """Return the post function of a model with its own flags bound, or None if the model has none."""
-    key = f"{name.lower()}_post_func"
+    """Return the post function of a model with its own flags bound, or None if the model has none.
+
+    UserError where it has none but another is registered that belongs to no model and is nearly named so.
+    """
+    key = post_function_key(name)
     if key not in POSTFUNCS:
+        refuse_misspelt(key, name)
         return None
     function = POSTFUNCS.get(key)
     wanted = list(inspect.signature(function).parameters)[1:]
@@ -404,7 +475,7 @@ def plain(value):
 
 def print_once(text):
     """Print from torchrun's first process, also before the process group is there."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(text, flush=True)
 
 
@@ -413,6 +484,16 @@ def note_changes(stored, source, values):
     for key, value in values.items():
         if key in stored and plain(stored[key]) != plain(value):
             print_once(f"note: --{key} was {stored[key]} in {source} and is {value} now")
+
+
+def refuse_empty(parser, argv):
+    """Raise UserError for an empty argument, unless it may be the value of the flag before it."""
+    count = {option: action.nargs for action in parser._actions for option in action.option_strings}
+    for word, before in zip(argv, ["", *argv]):
+        if not word.strip() and (not before.startswith("--") or "=" in before or count.get(before) is not None):
+            raise UserError(f"there is an empty argument after {before or 'the name of the script'}. Most often a line "
+                            "ends in a backslash and blanks: let nothing follow the backslash, or the lines below are "
+                            "no part of the command; or a variable of the shell is empty.")
 
 
 def parse_args(parser, argv=None, find_stored=None):
@@ -440,6 +521,7 @@ def parse_args(parser, argv=None, find_stored=None):
         asked = first.parse_known_args(argv)[0]
     except argparse.ArgumentError:
         asked = argparse.Namespace(model=None, help=False)
+    refuse_empty(parser, argv)
     if asked.help and not asked.model:
         parser.epilog = "--model NAME --help also shows that model's flags; tools/list_models.py lists all models."
         parser.print_help()
@@ -536,6 +618,7 @@ def script_parser(doc, trains=False, evaluates=True, **defaults):
         group.add_argument("--log_dir", default=None, help="folder for TensorBoard events (default: output_dir)")
     for flag in ("--world_size", "--local_rank", "--dist_url"):  # IMDL-BenCo's launchers pass what torchrun decides
         parser.add_argument(flag, help=argparse.SUPPRESS)
+    parser.add_argument("--dist_on_itp", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(**defaults)
     return parser
 

@@ -250,12 +250,12 @@ def rename_original(module, state_dict, prefix, *args):
     state_dict[f"{prefix}loss.criterion.weight"] = module.loss.criterion.weight
 
 
-def read_luminance(path):
-    """Return the quantised luminance coefficients of a JPEG file and their quantisation table.
+def read_plane(path):
+    """Return the quantised coefficients of a JPEG file's first plane, their quantisation table and the colour space.
 
     The coefficients are int16, laid out like the image with both sides rounded up to multiples of 8 (see
-    `Cat_Net.forward`); the table is int32 (8, 8), rows are vertical frequencies. Raises OSError where libjpeg can't
-    read the file.
+    `Cat_Net.forward`); the table is int32 (8, 8), rows are vertical frequencies; the colour space is libjpeg's name of
+    it, by the markers and component ids of the file. Raises OSError where libjpeg can't read the file.
     """
     try:
         import jpeglib
@@ -264,17 +264,22 @@ def read_luminance(path):
     jpeg = jpeglib.read_dct(path)
     rows, columns = jpeg.Y.shape[:2]
     plane = jpeg.Y.transpose(0, 2, 1, 3).reshape(BLOCK * rows, BLOCK * columns)
-    return plane, jpeg.qt[jpeg.quant_tbl_no[0]].astype(np.int32)
+    return plane, jpeg.qt[jpeg.quant_tbl_no[0]].astype(np.int32), jpeg.jpeg_color_space.name
 
 
 def read_file(path):
-    """Return `read_luminance` of a file, or None if it isn't a JPEG file; UserError if it is a damaged one."""
+    """Return `read_plane` of a file, or None if it isn't a JPEG file with luminance; UserError if it is damaged.
+
+    Grey and YCbCr files have one. The first plane of RGB, CMYK and YCCK files is red, cyan or an inverse of the
+    luminance, so they count as images without a JPEG history.
+    """
     data = read_bytes(path)
     if data[:3].tobytes() != b"\xff\xd8\xff":
         return None
     try:
         if is_complete(data):  # libjpeg takes what a truncated file lacks as 0
-            return read_luminance(path)
+            plane, table, space = read_plane(path)
+            return (plane, table) if space in ("JCS_GRAYSCALE", "JCS_YCbCr") else None
     except OSError:
         pass
     raise UserError(f"{path}: this JPEG file is truncated or damaged. Replace it or take it out of the dataset.")
@@ -283,14 +288,14 @@ def read_file(path):
 def compress(pixels, **options):
     """Compress pixels (H, W, 3) uint8 RGB with Pillow's JPEG `options`.
 
-    Returns the JPEG file as a stream, then what `read_luminance` reads from it.
+    Returns the JPEG file as a stream, then the coefficients and the table that `read_plane` reads from it.
     """
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", **options)
     with tempfile.TemporaryDirectory() as folder:  # jpeglib reads from a path only
         path = Path(folder, "image.jpg")
         path.write_bytes(stream.getbuffer())
-        return stream, *read_luminance(path)
+        return stream, *read_plane(path)[:2]
 
 
 def normalised_bytes(image):
@@ -311,8 +316,9 @@ def cat_net_post_func(data_dict, input_range: Literal["authors", "imdlbenco"] = 
     the image cuts is kept whole), zero on padding; qtables int32 (8, 8); DCT_from_file 1 if both are those of the file,
     else 0.
 
-    authors: an image that holds the very pixels of a JPEG file (`pristine`) gets that file's coefficients. Any other
-    is compressed at quality 100 without chroma subsampling; as in the authors' code, `image` becomes what that JPEG
+    authors: an image that holds the very pixels of a grey or YCbCr JPEG file (`pristine`) gets that file's
+    coefficients. Any other (PNG; a JPEG file in RGB, CMYK or YCCK, whose first plane is no luminance) is compressed at
+    quality 100 without chroma subsampling; as in the authors' code, `image` becomes what that JPEG
     decodes to (a copy; levels change by 1 or 2), so that both streams see the same image.
     imdlbenco: the whole image, padding included, is normalised, cast to bytes and compressed at quality 75. These
     coefficients hold no trace of the file's history, but IMDL-BenCo's published checkpoint needs them.

@@ -7,23 +7,42 @@ from registry import UserError
 def timm_model(name, pretrained, flag, instead, **options):
     """Return timm.create_model(name, pretrained, **options); timm downloads pretrained weights once and caches them.
 
-    Raises UserError where it can't get the weights: `flag` is the flag that asked for them, `instead` what the user can
-    do without them.
+    Weights in the Hugging Face cache are taken from there, without a network. Raises UserError where the weights can't
+    be had: `flag` is the flag that asked for them, `instead` what the user can do without them.
     """
     import timm  # here, because it takes seconds
 
     try:
+        if pretrained:
+            options["pretrained_cfg_overlay"] = {"file": cached_weights(timm.models.get_pretrained_cfg(name))}
         model = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # timm and the hub's client raise many types
         if not pretrained:
             raise
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise UserError(f"{flag}: timm can't load its weights {name} ({type(error).__name__}: {reason}). Run once with "
-                        f"network access, copy the Hugging Face cache (HF_HOME) of such a run, or {instead}."
-                        ) from error
+                        "network access and without HF_HUB_OFFLINE, copy the Hugging Face cache (HF_HOME) of such a "
+                        f"run, or {instead}.") from error
     if pretrained:
         say(f"{flag}: starting from timm's weights {name}")
     return model
+
+
+def cached_weights(config):
+    """Return the file of timm's weights in the Hugging Face cache, or None if it has to be downloaded.
+
+    Raises an exception at once where the hub can't be reached: its client would try again for a minute.
+    """
+    import huggingface_hub  # here, because timm brings it, which takes seconds
+
+    if not config or not config.hf_hub_id:
+        return None
+    for file in filter(None, (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin")):
+        path = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file)
+        if isinstance(path, str):
+            return path
+    huggingface_hub.utils.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+    return None
 
 
 def read_weights(path, flag, timm_name=None):

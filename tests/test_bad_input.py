@@ -5,6 +5,7 @@ Run: python -m pytest tests/test_bad_input.py
 """
 import os
 import shutil
+import socket
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ import checkpoint
 import data
 import models.mymodel
 import probe_models
-from conftest import make_images, run_here, run_script
+from conftest import ROOT, make_images, run_here, run_script
 from registry import UserError
 
 
@@ -74,6 +75,8 @@ def bad(tmp_path_factory):
                           "other_flag": models.mymodel.MyModel(kernel_size=5).state_dict(),
                           "code": {"model": Code(root / "executed")}, "whole_model": models.mymodel.MyModel(),
                           "list": [1, 2], "no_state": {"model": "weights"}, "empty_dict": {},
+                          "misnamed": {"weights": state, "epoch": 3},
+                          "code_in_array": {"model": state, "best": np.array([Code(root / "executed")], object)},
                           "other_optimizer": {"model": state, "optimizer": {"state": {}, "param_groups": []},
                                               "scaler": {}, "epoch": 0},
                           "tutorial": probe_models.Tutorial(1, "").state_dict(),
@@ -250,9 +253,10 @@ def test_flags_checkpoints_and_models(bad, tmp_path, name):
 CHECKPOINT_CASES = {
     "truncated": "is truncated or is not a checkpoint", "zero_bytes": "is truncated or is not a checkpoint",
     "text": "is truncated or is not a checkpoint", "gone": "No such file", "list": "no state dict",
-    "no_state": "no state dict", "empty_dict": "no state dict",
+    "no_state": "no state dict under model, state_dict, model_state_dict or net, nor by itself: its keys are model.",
+    "empty_dict": "no state dict", "misnamed": "its keys are weights, epoch. Give",
     "whole_model": "holds the object models.mymodel.MyModel, which can execute code",
-    "code": "mkdir, which can execute code",
+    "code": "mkdir, which can execute code", "code_in_array": "mkdir, which can execute code",
 }
 
 
@@ -314,6 +318,87 @@ def test_a_mistake_as_the_user_meets_it(bad, tmp_path):
                            (in_worker, ["sizes/Tp/p002.png", "p002_gt.png", "40x50"])):
         check(run_script(*command("train.py", bad, tmp_path / "out", changes), cwd=tmp_path), words, bad,
               tmp_path / "out")
+
+
+ENVIRONMENTS = {  # what a launcher sets -> words of the message
+    "RANK=0 WORLD_SIZE=2": "RANK=0 but no MASTER_ADDR and no MASTER_PORT. Start several processes with torchrun",
+    "RANK=1 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=": "RANK=1 but no MASTER_PORT.",
+    "RANK=0": "RANK=0 but no WORLD_SIZE",
+    "RANK= WORLD_SIZE=": "RANK is '', which is no whole number",
+    "RANK=one WORLD_SIZE=2": "RANK is 'one', which is no whole number",
+    "RANK=-1 WORLD_SIZE=2": "RANK is '-1', which is no whole number",
+    "RANK=2 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29999": "RANK=2 and WORLD_SIZE=2, but ranks go from 0 to",
+    "RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=99999": "MASTER_PORT is '99999', which is no port",
+    "WORLD_SIZE=two": "WORLD_SIZE is 'two', which is no whole number",
+    "LOCAL_RANK=": "LOCAL_RANK is '', which is no whole number",
+}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_environment_of_a_launcher(bad, tmp_path, monkeypatch, environment):
+    """Whichever rank it is: the message is printed, at once."""
+    for word in environment.split():
+        monkeypatch.setenv(*word.split("="))
+    done = run_here(*command("train.py", bad, tmp_path / "out", {}))
+    check(done, [ENVIRONMENTS[environment]], bad, tmp_path / "out")
+
+
+def test_environments_that_are_fine(bad, tmp_path, monkeypatch):
+    """A Slurm script's WORLD_SIZE alone is one process; a port that is taken is a mistake of the user."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    done = run_here(*command("train.py", bad, tmp_path / "one", {}))
+    assert done.returncode == 0 and "1 process(es)" in done.stdout
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        done = run_script(*command("train.py", bad, tmp_path / "out", {}), cwd=tmp_path,
+                          env={"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: the processes can't meet at MASTER_ADDR:MASTER_PORT, localhost:{port}" in done.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_traceback_on_request(repository, bad, tmp_path, workers):
+    """A post function's exception out of a worker, and one that `from None` hides."""
+    (repository / "models" / "frail.py").write_text(
+        "from registry import MODELS, POSTFUNCS\nfrom .mymodel import MyModel\n"
+        "MODELS.register_module('Frail')(type('Frail', (MyModel,), {}))\n"
+        "@POSTFUNCS.register_module()\ndef frail_post_func(data_dict):\n    data_dict['no such key']\n")
+    changes = {"--model": "Frail", "--num_workers": workers}
+    words = ["p00", "frail_post_func failed (KeyError: 'no such key'). IMDL_TRACEBACK=1"]
+    check(run_script(*command("train.py", bad, tmp_path / "out", changes), cwd=tmp_path, root=repository), words, bad,
+          tmp_path / "out")
+    for changes, place in ((changes, "data_dict['no such key']"),
+                           ({"--data_path": "{bad}/malformed.json"}, "JSONDecodeError")):
+        done = run_script(*command("train.py", bad, tmp_path / "out", changes), cwd=tmp_path, root=repository,
+                          env={"IMDL_TRACEBACK": "1"})
+        assert done.returncode == 1 and done.stderr.startswith("Traceback") and place in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def run_limited(tmp_path, name, limit, flags):
+    """Run train.py in a process that lowers a resource's (soft, hard) limit first."""
+    (tmp_path / "limited.py").write_text(
+        f"import resource, runpy, sys\nresource.setrlimit(resource.{name}, {limit})\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\nrunpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n")
+    return run_script("limited.py", *flags, cwd=tmp_path, root=tmp_path)
+
+
+def test_few_open_files(bad, tmp_path):
+    """The soft limit is raised as far as the hard one allows; below what the workers need, a sentence says so."""
+    _, *flags = command("train.py", bad, tmp_path / "out", {"--num_workers": 2})
+    check(run_limited(tmp_path, "RLIMIT_NOFILE", (30, 30), flags),
+          ["--num_workers 2: 30 open files", "ulimit -n", "lower --num_workers"], bad, tmp_path / "out")
+    done = run_limited(tmp_path, "RLIMIT_NOFILE", (40, 256), flags)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("size", [10, 4000])
+def test_full_disk_under_tensorboard(bad, tmp_path, size):
+    """A limit of a file's size acts as a full disk does, when the events are opened or later, in their own thread."""
+    _, *flags = command("train.py", bad, tmp_path / "out", {"--no_fingerprint": "", "--log_dir": tmp_path / "events"})
+    check(run_limited(tmp_path, "RLIMIT_FSIZE", (size, size), flags),
+          [f"TensorBoard's events in {tmp_path / 'events'} can't be written (File too large). Free some space"], bad,
+          tmp_path / "out")
 
 
 def test_a_mistake_that_one_process_finds_ends_all(bad, tmp_path):

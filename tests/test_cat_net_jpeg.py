@@ -28,6 +28,9 @@ KINDS = {  # how Pillow writes them
     "progressive": {"quality": 75, "progressive": True},
     "grey": {"quality": 60},
 }
+OTHER_SPACES = {  # name -> (Pillow's mode, options): files whose first plane is no luminance
+    "rgb": ("RGB", {"keep_rgb": True}), "cmyk": ("CMYK", {}), "ycck": ("CMYK", {}),
+}
 
 
 def make_jpeg(path, height=61, width=45, kind="420", **options):
@@ -35,6 +38,18 @@ def make_jpeg(path, height=61, width=45, kind="420", **options):
     image = image.convert("L") if kind == "grey" else image
     image.save(path, "JPEG", **KINDS[kind], **options)
     return str(path)
+
+
+def make_other_space(path, marker=True):
+    """Save what make_jpeg does as RGB, CMYK or YCCK, by the name of the file; without `marker` the Adobe marker, which
+    says which it is, is missing: component ids tell RGB."""
+    mode, options = OTHER_SPACES[path.stem]
+    Image.fromarray(IMAGE[32:93, 64:109]).convert(mode).save(path, "JPEG", quality=90, subsampling=0, **options)
+    content = path.read_bytes()
+    start = content.index(b"\xff\xee\0\x0eAdobe")
+    if path.stem == "ycck":  # Pillow writes none: the last byte of the marker makes it one
+        content = content[:start + 15] + b"\2" + content[start + 16:]
+    path.write_bytes(content if marker else content[:start] + content[start + 16:])
 
 
 def make_sample(path, height=64, width=80, pristine=True):
@@ -93,13 +108,16 @@ def test_blocks_that_the_crop_cuts_are_kept_whole(tmp_path):
     assert np.array_equal(sample["DCT_coef"], read_file(path)[0][:64, :56])
 
 
-@pytest.mark.parametrize("name, pristine", [("a.png", True), ("a.jpg", False), ("subsampled.jpg", True)])
+@pytest.mark.parametrize("name, pristine", [("a.png", True), ("a.jpg", False), ("subsampled.jpg", True),
+                                            *((f"{space}.jpg", True) for space in OTHER_SPACES)])
 def test_other_images_are_compressed_at_quality_100(tmp_path, monkeypatch, name, pristine):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     path = make_jpeg(tmp_path / "a.jpg")
     if name == "a.png":
         Image.open(path).save(tmp_path / name)
+    if Path(name).stem in OTHER_SPACES:
+        make_other_space(tmp_path / name)
     if name == "subsampled.jpg":  # luminance at half the size of the chroma planes: not aligned with the image
         jpeg = jpeglib.from_spatial(np.asarray(Image.open(path)))
         jpeg.samp_factor = [[1, 1], [2, 2], [2, 2]]
@@ -115,6 +133,18 @@ def test_other_images_are_compressed_at_quality_100(tmp_path, monkeypatch, name,
     assert np.abs(sample["image"].astype(int) - before).max() <= 4 and not sample["image"][61:].any()
     assert np.array_equal(given, before)  # the caller may hold it for the next attack
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize("space", OTHER_SPACES)
+@pytest.mark.parametrize("marker", [True, False])
+def test_only_luminance_has_a_history(tmp_path, space, marker):
+    make_other_space(tmp_path / f"{space}.jpg", marker)
+    assert Image.open(tmp_path / f"{space}.jpg").mode == OTHER_SPACES[space][0]
+    assert read_file(tmp_path / f"{space}.jpg") is None
+    content = (tmp_path / f"{space}.jpg").read_bytes()
+    (tmp_path / f"{space}.jpg").write_bytes(content[:len(content) // 2])
+    with pytest.raises(UserError, match=f"{space}.jpg: this JPEG file is truncated"):
+        read_file(tmp_path / f"{space}.jpg")
 
 
 def test_imdlbenco_casts_the_normalised_image_to_bytes():

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,3 +93,25 @@ def test_what_a_folder_means(tmp_path):
         torch.save({"model": state, "best": strange}, tmp_path / "checkpoint-11.pth")
         path, content, why = checkpoint.choose_checkpoint(tmp_path)
         assert path.name == "checkpoint-11.pth" and why.endswith("(which records no best)")
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict", "net", None])
+def test_where_a_state_dict_may_lie_and_numpy_beside_it(tmp_path, key):
+    """NumPy's scalars and arrays are no code, also as NumPy 1 named them."""
+    state = models.mymodel.MyModel().state_dict()
+    beside = {"best_f1": np.float64(0.5), "loss": np.float32(2), "epoch": np.int64(3), "done": np.bool_(True),
+              "half": np.float16(1), "byte": np.uint8(7), "complex": np.complex64(1j), "text": np.str_("a"),
+              "curve": np.arange(3.0), "table": np.zeros((2, 2), np.int32), "flags": np.array([True])}
+    content = state if key is None else {**beside, key: {f"module.{name}": value for name, value in state.items()}}
+    torch.save(content, tmp_path / "new.pth")
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    # as NumPy 1 pickles: the same bytes with another name of the module
+    old = (tmp_path / "old.pth").read_bytes()
+    assert key is None or b"numpy._core.multiarray" in old
+    (tmp_path / "old.pth").write_bytes(old.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    for name in ("new.pth", "old.pth"):
+        model = models.mymodel.MyModel()
+        loaded = checkpoint.load_weights(model, tmp_path / name, "--resume")
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        for name, value in beside.items() if key else ():
+            assert type(loaded[name]) is type(value) and np.array_equal(loaded[name], value)

@@ -1,4 +1,6 @@
 """Reading, pairing, datasets and loaders. Run: pytest tests/test_data.py"""
+import functools
+import gc
 import json
 import os
 import shutil
@@ -404,8 +406,126 @@ def test_augmentation_depends_on_seed_epoch_and_image_only(images, tmp_path):
     assert not np.array_equal(twins[0]["image"], twins[1]["image"])
 
 
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_workers_hand_over_few_pieces(images):
+    """A batch costs one file descriptor, a small part of it that is kept costs none; all arrive as they were."""
+    def post_func(sample):
+        sample["large"] = np.full((40, 40), len(sample["name"]), np.float64)
+        sample["nested"] = {"bfloat16": torch.ones(3000, dtype=torch.bfloat16), "words": ["a", sample["name"]]}
+
+    attacks = list(transforms.GaussianBlurWrapper([0, 3, 5]))
+    dataset = data.ManiDataset(images, 64, edge_mask_width=3, attacks=attacks, post_func=post_func, fingerprint=False)
+    own = list(data.eval_loader(dataset, 2, 0, False))
+    before, kept, most = open_files(), [], 0
+    for batches, expected in zip(data.eval_loader(dataset, 2, 2, False), own, strict=True):
+        most = max(most, open_files() - before)
+        for batch, same in zip(batches, expected, strict=True):
+            assert batch.keys() == same.keys()
+            assert torch.equal(batch["nested"].pop("bfloat16"), same["nested"].pop("bfloat16"))
+            for key, value in same.items():
+                assert type(batch[key]) is type(value)
+                equal = torch.equal(batch[key], value) if torch.is_tensor(value) else batch[key] == value
+                assert equal and getattr(batch[key], "dtype", None) == getattr(value, "dtype", None)
+            kept.append(batch["index"])
+            batch["image"][:] = 0  # nothing that other tensors share
+        assert all(batch["mask"].any() for batch in batches)
+    del batches, batch
+    gc.collect()
+    assert open_files() <= before + 1 and most < 30
+
+
+@pytest.mark.parametrize("message, cure", [
+    ("[Errno 24] Too many open files", "ulimit -n"), ("received 0 items of ancdata", "ulimit -n"),
+    ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that", "--shm-size"),
+    ("unable to write to file </torch_17_1>: No space left on device (28)", "--shm-size"),
+    ("unable to allocate shared memory(shm) for file </torch_1_1>: No space left on device (28)", "--shm-size"),
+    ("DataLoader worker (pid 7) is killed by signal: Killed. ", "memory"),
+    ("[Errno 12] Cannot allocate memory", "memory")])
+def test_limits_of_the_machine(images, message, cure):
+    def fail(samples):
+        raise RuntimeError(message)
+
+    loader = data.eval_loader(data.ManiDataset(images, 64, fingerprint=False), 2, 0, False)
+    loader.collate_fn = fail
+    with pytest.raises(UserError, match=f"^--num_workers 0: .*{cure}"):
+        list(loader)
+    loader.collate_fn = lambda samples: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        list(loader)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Post functions and attacks
+
+
+class Shear(albu.ImageOnlyTransform):
+    """A transform with a mistake, which the call of `fault` is."""
+
+    def __init__(self, fault):
+        super().__init__(p=1)
+        self.fault = fault
+
+    def apply(self, img, **params):
+        return self.fault(img)
+
+
+class Blot(transforms.AttackWrapper):
+    """An attack that forgets to return the image."""
+
+    def attack(self, image, strength, name):
+        return None
+
+
+def no_shear(image):
+    raise ValueError("no such\n  shear.")
+
+
+def table_post_func(sample, table):
+    number = int(os.path.basename(sample["name"])[1:4])
+    if table[number] is not KeyError:
+        sample["table"] = table[number]
+
+
+@pytest.mark.parametrize("kind, function, words", [
+    ("transform", albu.Compose([albu.OneOf([albu.Sequential([albu.HorizontalFlip(p=1), Shear(no_shear)], p=1)], p=1)]),
+     "p000.png: Shear failed (ValueError: no such shear). IMDL_TRACEBACK=1 shows where."),
+    ("transform", albu.Compose([albu.RandomCrop(9999, 9999)]), "p000.png: RandomCrop failed ("),
+    ("transform", albu.Compose([albu.Normalize()]), "the augmentation returned float32 (96, 128, 3) for p000.png"),
+    ("transform", albu.Compose([albu.ToTensorV2()]), "the augmentation returned torch.uint8 (3, 96, 128) for p000.png"),
+    ("attacks", list(Blot([0, 1])), "p000.png: Blot failed (AttributeError: 'NoneType'"),
+    ("attacks", [(1, lambda image, name: image / 0)], "p000.png: <lambda> failed (RuntimeWarning"),
+    ("post_func", functools.partial(table_post_func, table=[]), "p000.png: table_post_func failed (IndexError: list"),
+    ("post_func", lambda sample: 5, "p000.png: <lambda> failed (TypeError: 'int'"),
+    ("post_func", functools.partial(table_post_func, table=[np.zeros(2), np.zeros((2, 1))]),
+     "the post function table_post_func gives 'table' in a form that can't be stacked to a batch (p000.png: ndarray "
+     "(2,); p001.png: ndarray (2, 1))"),
+    ("post_func", functools.partial(table_post_func, table=[KeyError, torch.ones(1)]),
+     "(p000.png: none; p001.png: Tensor (1,))"),
+    ("post_func", functools.partial(table_post_func, table=[np.ones(1), KeyError]),
+     "(p000.png: ndarray (1,); p001.png: none)"),
+    ("post_func", functools.partial(table_post_func, table=[None, None]), "(p000.png: NoneType; p001.png: NoneType)"),
+])
+@pytest.mark.filterwarnings("error:divide by zero")
+def test_mistakes_in_functions_of_the_user(images, kind, function, words):
+    """One sentence names the image, the transform or function, and what that said."""
+    dataset = data.ManiDataset(images, 64, fingerprint=False, **{kind: function})
+    with pytest.raises(UserError) as caught:
+        list(data.eval_loader(dataset, 2, 0, False))
+    message = str(caught.value).replace(f"{images}/Tp/", "")
+    assert words in message and "\n" not in message
+
+
+def test_a_post_function_may_return_a_dict(images):
+    """In place, as a dict of its own, or as no more than what is new."""
+    def in_place(sample):
+        sample["table"] = np.ones(3)
+
+    for function in (in_place, lambda sample: {**sample, "table": np.ones(3)}, lambda sample: {"table": np.ones(3)}):
+        batch = load(data.ManiDataset(images, 64, post_func=function, fingerprint=False), [0, 1])
+        assert batch["table"].shape == (2, 3) and batch["image"].shape == (2, 3, 64, 64)
 
 
 def test_post_function_sees_bytes_path_and_whether_the_pixels_are_the_files(images):

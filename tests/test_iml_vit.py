@@ -2,12 +2,16 @@
 
     pytest tests/test_iml_vit.py
 """
+import os
+import subprocess
+
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from conftest import ROOT
 from models.iml_vit import Attention, IML_ViT
 from registry import UserError
 
@@ -104,3 +108,18 @@ def test_other_files_are_refused(tmp_path, content):
         torch.save(content, path)
     with pytest.raises(UserError, match="--vit_pretrain_path .*weights.pth"):
         IML_ViT(vit_pretrain_path=str(path), **SMALL)
+
+
+def test_launcher_needs_no_mae_weights_to_resume(tmp_path):
+    def run(*flags, **env):
+        done = subprocess.run(["sh", str(ROOT / "runs" / "train_iml_vit.sh"), *flags], capture_output=True, text=True,
+                              cwd=tmp_path, env={"PATH": os.environ["PATH"], "PYTHON": "echo", "DATA": "d", "TEST": "t",
+                                                 **env})
+        return done.returncode, done.stdout + done.stderr
+
+    for flags in (["--resume", "auto"], ["--lr", "1", "--resume=auto"]):
+        code, printed = run(*flags)
+        assert code == 0 and "--vit_pretrain_path" not in printed and printed.rstrip().endswith(" ".join(flags))
+    assert "--vit_pretrain_path my mae.pth --if_padding" in run("--resume", "auto", MAE="my mae.pth")[1]
+    code, printed = run("--lr", "1")
+    assert code != 0 and "set MAE to mae_pretrain_vit_base.pth" in printed and "--model" not in printed

@@ -8,18 +8,22 @@ each tensor of the state dict), `meta.json` (how to fill the weights, tolerances
 gradient norms). No weights are stored: `reference/fill.py` makes them from the names of the tensors.
 """
 import copy
+import http.server
 import importlib
 import json
 import re
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 
+from conftest import run_script
 from models.filters import BayarConv
 from reference.fill import fill, inputs
 from registry import MODELS, UserError
@@ -255,3 +259,54 @@ def test_failed_download_names_the_flag_and_the_cure(monkeypatch, file, name, ar
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(UserError, match=message):
         MODELS.get(name)(**args)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as the Hugging Face hub does for the one file `weights`."""
+
+    protocol_version, weights = "HTTP/1.1", b""
+
+    def do_HEAD(self):
+        found = self.path in ("/", "/timm/test_convnext.r160_in1k/resolve/main/model.safetensors")
+        self.send_response(200 if found else 404)
+        for name, value in {"X-Repo-Commit": "0" * 40, "ETag": '"weights"', "Content-Length": len(self.weights),
+                            "X-Error-Code": "EntryNotFound"}.items():
+            if found != (name == "X-Error-Code"):
+                self.send_header(name, str(value) if found or name != "Content-Length" else "0")
+        if not found:
+            self.send_header("Content-Length", "0")
+        self.end_headers()
+        return found
+
+    def do_GET(self):
+        if self.do_HEAD():
+            self.wfile.write(self.weights)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_weights_of_timm_online_and_offline(images, tmp_path):
+    """Downloaded once, then taken from the cache without a network; where neither is there, one sentence at once."""
+    Hub.weights = safetensors.torch.save(timm.create_model("test_convnext").state_dict())
+    server = http.server.ThreadingHTTPServer(("localhost", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def run(home, **env):
+        return run_script("train.py", "--model", "MyConvNeXt", "--backbone", "test_convnext", "--data_path", images,
+                          "--if_resizing", "--image_size", 64, "--epochs", 1, "--batch_size", 9, "--num_workers", 0,
+                          "--no_fingerprint", "--output_dir", tmp_path / f"{home}{len(env)}", cwd=tmp_path, env={
+                              "HF_HOME": str(tmp_path / home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0",
+                              "HF_ENDPOINT": f"http://localhost:{server.server_port}", **env})
+
+    nothing = {"HF_ENDPOINT": "http://localhost:9"}  # nobody listens there
+    for env in ({}, nothing, {"HF_HUB_OFFLINE": "1", **nothing}):
+        done = run("cache", **env)
+        assert "--pretrained: starting from timm's weights test_convnext" in done.stdout, done.stderr
+    server.shutdown()
+    for env in (nothing, {"HF_HUB_OFFLINE": "1", **nothing}):
+        done = run("empty", **env)
+        assert done.returncode == 1 and done.stderr.startswith("error: --pretrained: timm can't load its weights")
+        assert done.stderr.count("\n") == 1
+        for word in ("HF_HUB_OFFLINE", "HF_HOME", "--no-pretrained"):
+            assert word in done.stderr

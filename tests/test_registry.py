@@ -252,6 +252,46 @@ def test_post_function(repo):
     assert repo.find("Plain") and repo.registry.post_function("Plain", {}) is None
 
 
+@pytest.mark.parametrize("registered, file, refused", [
+    ("plane_post_func", "other.py", True), ("Plain_post_func", "other.py", True), ("plain_postfunc", "other.py", True),
+    ("plain_post_function", "other.py", True), ("prepare", "plain.py", True),
+    ("plain2_post_func", "other.py", False),  # that of Plain2
+    ("prepare", "other.py", False), ("noise_residual_net_post_func", "other.py", False),
+])
+def test_post_function_of_no_model(repo, registered, file, refused):
+    """It would silently not be used."""
+    repo.write("plain.py", PLAIN.format(name="Plain"))
+    repo.write("plain2.py", PLAIN.format(name="Plain2"))
+    text = f"""
+    from registry import POSTFUNCS
+
+    @POSTFUNCS.register_module("{registered}")
+    def function(data_dict): pass
+    """
+    repo.write(file, (PLAIN.format(name="Plain") if file == "plain.py" else "") + text)
+    repo.find("Plain")
+    if not refused:
+        assert repo.registry.post_function("Plain", {}) is None
+        return
+    with pytest.raises(repo.registry.UserError) as caught:
+        repo.registry.post_function("Plain", {})
+    assert str(caught.value) == (f"models/{file} registers the post function {registered}, which belongs to no model. "
+                                 "If it is meant for Plain, register it as plain_post_func; else take it out.")
+
+
+@pytest.mark.parametrize("words, after", [
+    (["--lr", "1", " ", "--epochs", "2"], "1"), (["--if_resizing", ""], "--if_resizing"),
+    (["--metrics", "PixelF1", "  "], "PixelF1"), (["--metrics", " "], "--metrics"), (["--lr=1", ""], "--lr=1"),
+    ([""], "the name of the script"), (["--log_dir", ""], None), (["--of_the_model", ""], None)])
+def test_empty_arguments(repo, words, after):
+    """A backslash with blanks behind it ends the command with one, so that flags on later lines are missing."""
+    parser = repo.registry.script_parser("A script.", trains=True, output_dir="out")
+    with pytest.raises(repo.registry.UserError) as caught:
+        repo.registry.parse_args(parser, words)
+    assert ("there is an empty argument" in str(caught.value)) == (after is not None)
+    assert after is None or f"an empty argument after {after}. Most often a line ends" in str(caught.value)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags
 
@@ -428,7 +468,8 @@ def test_errors_are_one_line(repo, capsys, monkeypatch):
             run(lambda: fail(UserError(text)))
         assert end.value.code == 1 and capsys.readouterr() == ("", line)
     assert run(lambda: 5) == 5
-    monkeypatch.setenv("RANK", "1")  # before the process group is there all ranks meet the same mistake
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)  # before the process group is there all ranks meet the same mistake
     with pytest.raises(SystemExit) as end:
         run(lambda: fail(UserError("--x: wrong.")))
     assert end.value.code == 1 and capsys.readouterr() == ("", "")

@@ -371,7 +371,8 @@ def test_two_processes_merge_their_scores(images, checkpoints, tmp_path):
 
 def test_flags_of_the_tutorials_launcher_are_accepted_and_that_is_said(images, checkpoints, tmp_path):
     printed = save_images("MyModel", checkpoints, images, tmp_path / "out", *SMALL, "--log_dir", tmp_path / "log",
-                          "--if_predict_label", "--metrics", "PixelF1", "--world_size", 1, "--dist_url", "env://")
+                          "--if_predict_label", "--metrics", "PixelF1", "--world_size", 1, "--dist_url", "env://",
+                          "--dist_on_itp")
     assert "note: --metrics --log_dir --if_predict_label does nothing here" in printed
     assert not (tmp_path / "log").exists() and "does nothing" not in save_images("MyModel", checkpoints, images,
                                                                                  tmp_path / "plain", *SMALL)
