@@ -800,7 +800,7 @@ class ImageDataset(Dataset):
                 image, mask, info["pristine"] = augmented["image"], augmented["mask"], False
                 if image.dtype != np.uint8 or image.shape != (*mask.shape, 3):
                     raise UserError(f"the augmentation returned {image.dtype} {tuple(image.shape)} for {info['name']}; "
-                                    f"it must return a uint8 image (H, W, 3) and a mask of its size: leave out "
+                                    "it must return a uint8 image (H, W, 3) and a mask of its size: leave out "
                                     "Normalize and ToTensorV2, as images are normalised later.")
         info["label"] = np.int64(mask.any())
         maps = {"mask": mask}
@@ -1093,6 +1093,8 @@ def stack(samples, post_func):
             are_arrays = isinstance(values[0], np.ndarray)
             batch[key] = torch.from_numpy(np.stack(values)) if are_arrays else default_collate(values)
         except Exception as error:
+            if post_func is None:  # all else has the same form in every sample
+                raise
             found = "; ".join(f"{sample['name']}: {describe_value(sample, key)}" for sample in samples[:4])
             raise UserError(f"the post function {name_of(post_func)} gives {key!r} in a form that can't be stacked to "
                             f"a batch ({found}). Give it the same shape and type for every image.") from error
