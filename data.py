@@ -106,10 +106,10 @@ def orientation_of(image):
     return value if value in range(1, 9) else 1
 
 
-def orientation_in(data):
-    """Return the EXIF orientation in the bytes of an image file, 1 to 8; 1 where PIL can't open it."""
-    with contextlib.suppress(Exception):  # PIL raises many types
-        return orientation_of(Image.open(io.BytesIO(data)))
+def orientation_in(file):
+    """Return the EXIF orientation of an image file (path or stream), 1 to 8; 1 where PIL can't open it."""
+    with contextlib.suppress(Exception), Image.open(file) as image:  # PIL raises many types
+        return orientation_of(image)
     return 1
 
 
@@ -263,7 +263,7 @@ def read_image(path, turned=False):
     """
     data = read_bytes(path)
     pixels = decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB")
-    return turn(pixels, orientation_in(data) if turned else 1)
+    return turn(pixels, orientation_in(io.BytesIO(data)) if turned else 1)
 
 
 def read_mask(path, data=None):
@@ -567,7 +567,7 @@ def scan_file(path, is_mask):
         raise
     except Exception:  # PIL raises many types; what can be decoded is accepted all the same
         height, width = decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB").shape[:2]
-        orientation = orientation_in(data)
+        orientation = orientation_in(io.BytesIO(data))
     stat = os.stat(path)
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     corner = first_corner(read_mask(path, data)) if is_mask else -1
@@ -912,17 +912,10 @@ class FolderDataset(ImageDataset):
         return images, images, [""] * len(images)
 
     def describe_labels(self):
-        oriented = sum(map(has_orientation, map(os.fsdecode, self.images)))
+        oriented = sum(orientation_in(os.fsdecode(path)) > 1 for path in self.images)
         return f"{counted(len(self), 'image')}, unlabelled" + (
             f", {oriented} of them with an EXIF orientation, which is not applied: masks are as stored" if oriented
             else "")
-
-
-def has_orientation(path):
-    """Tell from its header whether EXIF asks for an image to be turned or mirrored."""
-    with contextlib.suppress(OSError):  # which the run will say
-        return orientation_of(Image.open(path)) > 1
-    return False
 
 
 class FilesDataset(FolderDataset):

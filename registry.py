@@ -12,6 +12,7 @@ import inspect
 import math
 import os
 import re
+import select
 import shlex
 import sys
 import traceback
@@ -91,13 +92,26 @@ def exit_on_user_error(main):
                 traceback.print_exception(error)
             print("error:", *message.strip().split("\n"), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
-        print("interrupted; a training goes on with --resume auto", file=sys.stderr)
+        print("interrupted: give the same command again, and a training --resume auto to go on", file=sys.stderr)
     except Exception as error:
-        traceback.print_exc()
+        if not (isinstance(error, BrokenPipeError) and reader_is_gone()):
+            traceback.print_exc()
         hints = [hint for words, hint in HINTS.items() if words in str(error)]
         if hints:
             print("hint:", hints[0], file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+def reader_is_gone():
+    """Tell whether what read standard output, such as `head`, has ended; if so, what is left goes nowhere."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def counted(number, noun, plural=None):

@@ -194,7 +194,8 @@ def main():
         say(f"testing on {name}:", test_set.describe())
     fingerprints = {name: dataset.fingerprint for name, dataset in {"train": train_set, **test_sets}.items()}
     batches = data.TrainBatches(train_set, args.batch_size, args.seed, ddp.rank(), ddp.world_size())
-    loader = data.make_loader(train_set, batches, args.num_workers, args.pin_mem, persistent=True)
+    with ddp.fail_together():
+        loader = data.make_loader(train_set, batches, args.num_workers, args.pin_mem, persistent=True)
 
     # Model
     ddp.seed_everything(args.seed)

@@ -347,7 +347,7 @@ def test_environments_that_are_fine(bad, tmp_path, monkeypatch):
     """A Slurm script's WORLD_SIZE alone is one process; a port that is taken is a mistake of the user."""
     monkeypatch.setenv("WORLD_SIZE", "4")
     done = run_here(*command("train.py", bad, tmp_path / "one", {}))
-    assert done.returncode == 0 and "1 process(es)" in done.stdout
+    assert done.returncode == 0 and "1 process on" in done.stdout
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         done = run_script(*command("train.py", bad, tmp_path / "out", {}), cwd=tmp_path,

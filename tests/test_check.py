@@ -1,5 +1,7 @@
 """tools/check_data.py: every trap is planted once and found once. Run: python -m pytest tests/test_check.py"""
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -255,6 +257,18 @@ def test_real_known_bad_names(tmp_path, photographs):
     recognised = {files for kind, _, files in found if kind == "published faulty file"}
     assert recognised == {(f"set/{name}",) for name in names}
     assert code == 0  # in a plain folder nothing shows that these copies are not fixed
+
+
+def test_a_reader_that_ends_early(tmp_path, photographs):
+    """As `| head -1` does."""
+    for number in range(400):  # more than a pipe holds
+        save(tmp_path / f"set/{'long name ' * 20}{number}.png", rectangle())
+    command = [sys.executable, ROOT / "tools/check_data.py", tmp_path / "set", "--output", tmp_path / "report.json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.wait(timeout=120)
+    assert errors == "" and process.returncode == 1
 
 
 @pytest.mark.parametrize("content", [None, "{", "[[1, 2]]"])
