@@ -223,7 +223,7 @@ def decode(path, data, flags, mode, on_damage=say_damage):
     except Exception as error:  # PIL raises many types; each means that this file can't be decoded
         refuse_float(path, data)
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        what = "is truncated" if "truncated" in str(error) else "can't be decoded, it is broken"
+        what = "is truncated" if "truncated" in str(error).lower() else "can't be decoded, it is broken"
         raise UserError(f"{path} {what} ({reason}): copy it again or take it out.") from None
 
 

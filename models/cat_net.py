@@ -32,7 +32,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from data import MEAN, STD, is_complete, read_bytes
+from data import MEAN, STD, hear_decoder, is_complete, read_bytes, read_image
+from log import as_text
 from registry import MODELS, POSTFUNCS, UserError
 
 from .hrnet import BN_MOMENTUM, BasicBlock, Bottleneck, Transition, conv_bn, conv_bn_relu, residual_layer, stage
@@ -261,10 +262,22 @@ def read_plane(path):
         import jpeglib
     except ImportError:
         raise UserError("Cat_Net needs the library jpeglib to read DCT coefficients: pip install jpeglib.") from None
-    jpeg = jpeglib.read_dct(path)
-    rows, columns = jpeg.Y.shape[:2]
-    plane = jpeg.Y.transpose(0, 2, 1, 3).reshape(BLOCK * rows, BLOCK * columns)
-    return plane, jpeg.qt[jpeg.quant_tbl_no[0]].astype(np.int32), jpeg.jpeg_color_space.name
+
+    def read():
+        jpeg = jpeglib.read_dct(path)
+        return jpeg.Y, jpeg.qt[jpeg.quant_tbl_no[0]], jpeg.jpeg_color_space.name
+
+    (blocks, table, space), _ = hear_decoder(read)  # what libjpeg has to say was said when the image was decoded
+    rows, columns = blocks.shape[:2]
+    return blocks.transpose(0, 2, 1, 3).reshape(BLOCK * rows, BLOCK * columns), table.astype(np.int32), space
+
+
+def read_plane_of(content):
+    """Return `read_plane` of the bytes of a JPEG file; jpeglib reads from a path only, whose name is valid text."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "image.jpg")
+        path.write_bytes(content)
+        return read_plane(path)
 
 
 def read_file(path):
@@ -276,13 +289,13 @@ def read_file(path):
     data = read_bytes(path)
     if data[:3].tobytes() != b"\xff\xd8\xff":
         return None
+    if not is_complete(data):
+        read_image(path)  # refuses what is truncated, which libjpeg would fill, and not what has a trailer for an end
     try:
-        if is_complete(data):  # libjpeg takes what a truncated file lacks as 0
-            plane, table, space = read_plane(path)
-            return (plane, table) if space in ("JCS_GRAYSCALE", "JCS_YCbCr") else None
+        plane, table, space = read_plane(path) if as_text(path) == path else read_plane_of(data)
     except OSError:
-        pass
-    raise UserError(f"{path}: this JPEG file is truncated or damaged. Replace it or take it out of the dataset.")
+        raise UserError(f"{path}: this JPEG file is damaged. Replace it or take it out of the dataset.") from None
+    return (plane, table) if space in ("JCS_GRAYSCALE", "JCS_YCbCr") else None
 
 
 def compress(pixels, **options):
@@ -292,10 +305,7 @@ def compress(pixels, **options):
     """
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", **options)
-    with tempfile.TemporaryDirectory() as folder:  # jpeglib reads from a path only
-        path = Path(folder, "image.jpg")
-        path.write_bytes(stream.getbuffer())
-        return stream, *read_plane(path)[:2]
+    return stream, *read_plane_of(stream.getbuffer())[:2]
 
 
 def normalised_bytes(image):

@@ -4,6 +4,7 @@
 """
 import io
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_only_luminance_has_a_history(tmp_path, space, marker):
     assert read_file(tmp_path / f"{space}.jpg") is None
     content = (tmp_path / f"{space}.jpg").read_bytes()
     (tmp_path / f"{space}.jpg").write_bytes(content[:len(content) // 2])
-    with pytest.raises(UserError, match=f"{space}.jpg: this JPEG file is truncated"):
+    with pytest.raises(UserError, match=f"{space}.jpg is truncated"):
         read_file(tmp_path / f"{space}.jpg")
 
 
@@ -165,8 +166,21 @@ def test_damaged_file_is_named(tmp_path, kept):
     content = (tmp_path / "cut.jpg").read_bytes()
     assert read_file(path) is not None
     (tmp_path / "cut.jpg").write_bytes(content[:int(kept * len(content))])
-    with pytest.raises(UserError, match="cut.jpg.*JPEG"):
+    with pytest.raises(UserError, match="cut.jpg is truncated"):
         read_file(path)
+
+
+def test_a_panorama_and_a_name_that_is_no_utf8(tmp_path, capfd):
+    """Samsung's panoramas have a trailer instead of an end marker; libjpeg's words about that don't reach the screen."""
+    plane, table = read_file(make_jpeg(tmp_path / "a.jpg"))
+    content = (tmp_path / "a.jpg").read_bytes()
+    odd = os.path.join(os.fsdecode(tmp_path), os.fsdecode(b"\xb2\xe2.jpg"))
+    for path, data in ((str(tmp_path / "panorama.jpg"), content[:-2] + b"SEFH" + bytes(600) + b"SEFT"), (odd, content)):
+        with open(path, "wb") as file:
+            file.write(data)
+        found = read_file(path)
+        assert np.array_equal(found[0], plane) and np.array_equal(found[1], table)
+    assert capfd.readouterr().err == ""
 
 
 def test_missing_library_and_no_file_left_behind(tmp_path, monkeypatch):
