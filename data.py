@@ -51,6 +51,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd EXIF, which says no
 def read_bytes(path):
     """Return the bytes of a file as a uint8 array; UserError for a missing, unreadable or empty file."""
     try:
+        if not os.path.isfile(path) and os.path.exists(path):
+            raise OSError("no regular file")  # reading a pipe would never end
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}. "
@@ -100,7 +102,8 @@ def orientation_of(image):
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # PIL would decode the image to look for EXIF behind it
     try:
-        value = image.getexif().get(0x0112, 1)
+        tags = image.tag_v2 if image.format == "TIFF" else image.getexif()  # by a TIFF's own tag PIL turns it
+        value = tags.get(0x0112, 1)
     except Exception:  # malformed EXIF raises many types
         return 1
     return value if value in range(1, 9) else 1
@@ -132,23 +135,22 @@ def turn(pixels, orientation):
 def needs_pillow(data):
     """Tell whether OpenCV would read the bytes of a file (uint8 array) otherwise than Pillow does.
 
-    It multiplies a TIFF's colours by the alpha channel, leaves CMYK in a mask, may fill what a truncated BMP or TIFF
-    lacks, and turns a TIFF by its orientation whether asked to or not.
+    In a damaged TIFF it fills in black what it can't decode, it multiplies a TIFF's colours by the alpha channel, and
+    it turns a TIFF by its orientation whether asked to or not; in a truncated BMP it may fill in what is missing.
     """
     magic = data[:4].tobytes()
     if magic not in (b"II*\0", b"MM\0*"):
         return magic[:2] == b"BM" or magic[:3] == b"GIF"
-    try:
-        image = Image.open(io.BytesIO(data))
-    except Exception:  # PIL raises many types; OpenCV may read it all the same
-        return False
-    return image.mode in ("RGBA", "CMYK") or orientation_of(image) > 1 or len(data) < tiff_length(image)
+    with contextlib.suppress(Exception):  # PIL raises many types; OpenCV may read it all the same
+        return bool(Image.open(io.BytesIO(data)).format)
+    return False
 
 
 # How the lines of libjpeg and libpng begin, and those by which pixels are wrong.
 DECODER_WORDS = re.compile(rb"^(?:Corrupt JPEG|Premature end|Invalid |Inconsistent |Unsupported |Unknown Adobe|"
-                           rb"Warning: |Application transferred|libpng ).*$", re.M)
-DAMAGE = re.compile("Corrupt JPEG data(?!: bad ICC)|Premature end|Invalid SOS|Inconsistent progression")
+                           rb"Warning: |Application transferred|libpng |JPEGLib: |tempfile.tif: ).*$", re.M)
+DAMAGE = re.compile("Corrupt JPEG data(?!: bad ICC)|Premature end|Invalid SOS|Inconsistent progression|"
+                    "JPEGLib: Unsupported marker")
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -182,63 +184,68 @@ def hear_decoder(decoder, *args):
     return result, b"; ".join(dict.fromkeys(DECODER_WORDS.findall(said))).decode(errors="replace")
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=None)
 def say_damage(path, words):
     """Print, once in a process, that a JPEG is damaged."""
-    log.say(f"warning: {path}: damaged inside, so that some of its pixels are wrong ({words}); python "
+    log.say(f"warning: {path}: damaged inside, so that some of its pixels may be wrong ({words}); python "
             "tools/check_data.py finds all such files")
 
 
-def decode(path, data, flags, mode, on_damage=say_damage):
+def decode(path, data, as_mask=False, on_damage=say_damage):
     """Decode the bytes of a file (uint8 array) as they are stored, whatever EXIF asks for.
+
+    PIL takes what OpenCV can't read or reads otherwise.
 
     Args:
         path: for messages
-        flags: how OpenCV decodes
-        mode: what PIL converts to, which takes what OpenCV can't read or reads otherwise
+        as_mask: keep grey, alpha, 16 bits and other types; else RGB
         on_damage: called as on_damage(path, words of libjpeg) where a JPEG is damaged but can be decoded
 
     Returns:
-        array (H, W) or (H, W, channels), uint8 but for masks of other types
+        uint8 (H, W, 3); with `as_mask` (H, W) or (H, W, channels) of the file's type, BGR or RGB
 
     Raises:
         UserError: truncated, too large, or nothing that can be decoded
     """
-    complete = is_complete(data)
+    flags = (cv2.IMREAD_UNCHANGED if as_mask else cv2.IMREAD_COLOR_RGB) | cv2.IMREAD_IGNORE_ORIENTATION
+    image, complete = None, is_complete(data)
     if complete and not needs_pillow(data):
-        try:
-            image, words = hear_decoder(cv2.imdecode, data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
-        except cv2.error:  # more pixels than OpenCV allows
-            image, words = None, ""
-        if image is not None:
-            if DAMAGE.search(words):
-                on_damage(path, words)
-            return image
+        with contextlib.suppress(cv2.error):  # more pixels than OpenCV allows
+            image, words = hear_decoder(cv2.imdecode, data, flags)
     try:
         if is_png(data) and not complete:
             raise OSError("image file is truncated")
-        return decode_with_pillow(path, data, mode)
+        if image is None:
+            image, words = hear_decoder(decode_with_pillow, path, data, as_mask)
     except UserError:
         raise
     except Exception as error:  # PIL raises many types; each means that this file can't be decoded
         refuse_float(path, data)
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        what = "is truncated" if "truncated" in str(error).lower() else "can't be decoded, it is broken"
-        raise UserError(f"{path} {what} ({reason}): copy it again or take it out.") from None
+        if "truncated" in str(error).lower():
+            raise UserError(f"{path} is truncated: copy it again or take it out.") from None
+        if isinstance(error, UnidentifiedImageError):
+            raise UserError(f"{path} is broken or of no format that is read here (JPEG, PNG, BMP, TIFF, WebP): copy it "
+                            "again, convert it or take it out.") from None
+        raise UserError(f"{path} can't be decoded, it is broken ({error}): copy it again or take it out.") from None
+    if DAMAGE.search(words):
+        on_damage(path, words)
+    return image
 
 
-def decode_with_pillow(path, data, mode):
-    """Decode bytes with PIL, as `decode` does; what PIL raises, or UserError for what is too large or has no 8 bits."""
+def decode_with_pillow(path, data, as_mask):
+    """Decode bytes with PIL, as `decode` does; what PIL raises, ValueError for float, UserError for too many pixels."""
     image = Image.open(io.BytesIO(data))
     refuse_large(path, image)
     orientation = orientation_of(image) if image.format == "TIFF" else 1
     if image.mode in ("I", "F"):
-        refuse_float(path, data)
+        raise ValueError(f"pixels of mode {image.mode}")  # `decode` asks OpenCV what they are
     if image.mode.startswith("I;16"):  # PIL would clip at 255
         image.load()
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    pixels = np.asarray(image.convert(mode))
-    return turn(pixels, {6: 8, 8: 6}.get(orientation, orientation)) if orientation > 1 else pixels  # PIL has turned it
+        pixels = np.asarray(image).astype(np.uint16)
+        pixels = pixels if as_mask else np.dstack([(pixels >> 8).astype(np.uint8)] * 3)
+    else:
+        pixels = np.asarray(image.convert("RGB"))
+    return turn(pixels, {6: 8, 8: 6}.get(orientation, orientation))  # PIL has turned it
 
 
 def refuse_large(path, image):
@@ -256,13 +263,13 @@ def refuse_float(path, data):
             raise UserError(f"{path} holds {pixels.dtype} pixels, whose range nothing tells: save it with 8 bits.")
 
 
-def read_image(path, turned=False):
+def read_image(path, turned=False, on_damage=say_damage):
     """Read an image as RGB uint8 (H, W, 3), the same pixels as PIL gives, as stored or turned as its EXIF asks for.
 
     Raises UserError for files that are missing, empty, truncated or no images.
     """
     data = read_bytes(path)
-    pixels = decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB")
+    pixels = decode(path, data, on_damage=on_damage)
     return turn(pixels, orientation_in(io.BytesIO(data)) if turned else 1)
 
 
@@ -281,7 +288,7 @@ def read_mask(path, data=None):
 
 def mask_pixels(path, data, on_damage=say_damage):
     """Decode the bytes of a mask to its colours or grey values, uint8 or uint16 (H, W) or (H, W, 3); UserError."""
-    pixels = decode(path, data, cv2.IMREAD_UNCHANGED, "RGB", on_damage)
+    pixels = decode(path, data, True, on_damage)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path}: a mask of {pixels.dtype} pixels. Store it with 8 bits, 0 and 255.")
     if pixels.ndim == 3:
@@ -435,15 +442,20 @@ def pair_by_name(images, masks):
 
 
 def pair_by_order(path, images, masks):
-    """Pair two lists of one length, in order; UserError where numbers at the end of their names contradict that."""
-    pairs = list(zip(images, masks))
-    for pair in pairs:
-        numbers = [re.findall(r"\d+", MASK_SUFFIX.sub("", split_stem(name)[1]))[-1:] for name in pair]
-        if all(numbers) and int(numbers[0][0]) != int(numbers[1][0]):
-            raise UserError(f"{path}: no name in Gt/ fits a name in Tp/, and by dictionary order {pair[0]} would get "
-                            f"the mask {pair[1]}, of another number: give masks the names of their images, or list "
-                            "the pairs in a JSON.")
-    return pairs
+    """Pair two lists of one length, in order; UserError where the numbers in their names contradict that."""
+    numbers = [counting_numbers(names) for names in (images, masks)]
+    for image, mask, *pair in zip(images, masks, *numbers) if all(numbers) else ():
+        if pair[0] != pair[1]:
+            raise UserError(f"{path}: no name in Gt/ fits a name in Tp/, and by dictionary order {image} would get the "
+                            f"mask {mask}, of another number: give masks the names of their images, or list the pairs "
+                            "in a JSON.")
+    return list(zip(images, masks))
+
+
+def counting_numbers(names):
+    """Return the number in each name by which the names differ, the last one if several do; [] where none does."""
+    numbers = [list(map(int, re.findall(r"\d+", split_stem(name)[1])))[::-1] for name in names]
+    return next((list(column) for column in zip(*numbers) if len(set(column)) > 1), [])
 
 
 def read_json(path):
@@ -452,10 +464,9 @@ def read_json(path):
         data = Path(path).read_bytes()
         content = json.loads(data)
     except json.JSONDecodeError as error:
-        lines = [line for line in error.doc.splitlines() if line.strip()]
-        if error.msg == "Extra data" and len(lines) > 1 and all(line.strip()[-1] in "]}" for line in lines):
-            raise UserError(f"{path} holds one JSON value per line, not one JSON list: put a comma behind each line "
-                            "but the last, and [ and ] around them all.") from None
+        if error.msg == "Extra data":
+            raise UserError(f"{path} holds several JSON values, one per line perhaps, and not one JSON list: put [ and "
+                            "] around them all and one comma between each two.") from None
         raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
                         ) from None
     except UnicodeDecodeError as error:
@@ -541,7 +552,7 @@ def resolve_path(json_path, path):
             return near
         if exists(each):
             return each
-    return path
+    return os.path.join(folder, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -566,7 +577,7 @@ def scan_file(path, is_mask):
     except UserError:
         raise
     except Exception:  # PIL raises many types; what can be decoded is accepted all the same
-        height, width = decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB").shape[:2]
+        height, width = decode(path, data).shape[:2]
         orientation = orientation_in(io.BytesIO(data))
     stat = os.stat(path)
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -767,9 +778,10 @@ class ImageDataset(Dataset):
         """Return the line that a run prints about the dataset."""
         cropped = ""
         if self.padding and self.facts.larger != 0:
-            count = "those" if self.facts.larger is None else f"{self.facts.larger}"
-            cropped = f"; {count} larger than {self.image_size}x{self.image_size} are cropped"
-            cropped += f", {self.facts.lost} of them lose their whole mask" if self.facts.lost else ""
+            larger, lost = self.facts.larger, self.facts.lost
+            cropped = (f"; {'those' if larger is None else larger} larger than {self.image_size}x{self.image_size} "
+                       f"{'is' if larger == 1 else 'are'} cropped")
+            cropped += f", {lost} of them {'loses its' if lost == 1 else 'lose their'} whole mask" if lost else ""
         return f"{type(self).__name__} {self.path}: {self.describe_labels()}, fingerprint {self.fingerprint}{cropped}"
 
     def describe_labels(self):
@@ -895,20 +907,22 @@ class JsonDataset(ImageDataset):
 
 
 class FolderDataset(ImageDataset):
-    """A plain folder of images, unlabelled: masks are black and labels 0. What lies below `leave_out` is left out."""
+    """A plain folder of images, unlabelled: masks are black and labels 0. Without what lies below the folders of
+    `leave_out`, where a run writes."""
 
-    def __init__(self, path, leave_out=None, **options):
+    def __init__(self, path, leave_out=(), **options):
         self.leave_out = leave_out
         super().__init__(path, **options)
 
     def find(self, path):
-        images = [os.path.join(path, image) for image in list_images(path)]
-        if self.leave_out and (output := Path(self.leave_out).resolve()).is_relative_to(Path(path).resolve()):
-            kept = [image for image in images if not Path(image).resolve().is_relative_to(output)]
-            if len(kept) < len(images):
-                log.say(f"note: {counted(len(images) - len(kept), 'image')} of {path} below {self.leave_out}, where "
-                        "this run writes, are left out")
-            images = kept
+        images, real = [os.path.join(path, image) for image in list_images(path)], Path(path).resolve()
+        for folder in self.leave_out:
+            if (output := Path(folder).resolve()).is_relative_to(real):
+                kept = [image for image in images if not Path(image).resolve().is_relative_to(output)]
+                if len(kept) < len(images):
+                    count = counted(len(images) - len(kept), "image")
+                    log.say(f"note: {count} in {folder}, where this run writes, left out of {path}")
+                images = kept
         return images, images, [""] * len(images)
 
     def describe_labels(self):
@@ -991,7 +1005,7 @@ FORMS = {"ManiDataset": "a folder with Tp/ and Gt/", "JsonDataset": "a JSON list
          "BalancedDataset": "a JSON of balanced sets", "FolderDataset": "a folder of images"}
 
 
-def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_number=1840, leave_out=None, **options):
+def open_dataset(path, flag, allowed=("ManiDataset", "JsonDataset"), sample_number=1840, leave_out=(), **options):
     """Open the one dataset that a path means; errors name the command line's `flag`.
 
     `sample_number` goes to a BalancedDataset, `leave_out` to a FolderDataset, `options` to any.
@@ -1029,7 +1043,7 @@ def open_sets(path, flag, **options):
     if members is None:
         full = Path(path).resolve()
         return {log.as_text(full.name if full.is_dir() else full.stem) or "test": open_dataset(path, flag, **options)}
-    return {name: open_dataset(resolve_path(path, member), f"{flag} {path}, set {name!r}", **options)
+    return {log.as_text(name): open_dataset(resolve_path(path, member), f"{flag} {path}, set {name!r}", **options)
             for name, member in members.items()}
 
 

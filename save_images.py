@@ -43,12 +43,12 @@ def get_args():
 def open_images(paths, output_dir, **options):
     """Open what --test_data_path gives, one path or several image files; return {name: dataset}.
 
-    A plain folder is taken without what is below `output_dir`, an earlier run's masks.
+    A plain folder is taken without an earlier run's masks in `output_dir`.
     """
-    is_image = os.path.splitext(paths[0])[1].lower() in data.IMAGE_SUFFIXES and not os.path.isdir(paths[0])
-    if len(paths) == 1 and not is_image:
-        return data.open_sets(paths[0], "--test_data_path",
-                              allowed=("ManiDataset", "JsonDataset", "FolderDataset"), leave_out=output_dir, **options)
+    is_set = not os.path.isfile(paths[0]) or paths[0].lower().endswith(".json")
+    if len(paths) == 1 and is_set:
+        return data.open_sets(paths[0], "--test_data_path", allowed=("ManiDataset", "JsonDataset", "FolderDataset"),
+                              leave_out=(output_dir / "pred", output_dir / "overlay"), **options)
     try:
         return {"images": data.FilesDataset(paths, **options)}
     except UserError as error:
@@ -85,8 +85,9 @@ def row_names(test_set, folder=""):
     names = list(map(os.path.basename, paths))
     if len(set(names)) < len(set(paths)):
         root = os.path.abspath(test_set.path)
-        root = (root if os.path.isdir(root) else os.path.dirname(root)).rstrip(os.sep) + os.sep
-        names = [path.removeprefix(root) for path in paths]
+        if not os.path.isdir(root):  # a JSON, or several image files
+            root = os.path.dirname(root) if os.path.exists(root) else os.path.commonpath(map(os.path.dirname, paths))
+        names = [path.removeprefix(root.rstrip(os.sep) + os.sep) for path in paths]
     return [os.path.join(folder, name) for name in names]
 
 

@@ -211,7 +211,8 @@ class AttackWrapper:
             ATTACKS.register_module(cls.name, cls)
 
     def __init__(self, strengths=None):
-        self.strengths = list(self.strengths if strengths is None else strengths)
+        strengths = self.strengths if strengths is None else strengths
+        self.strengths = list(strengths if np.iterable(strengths) else [strengths])
         if not self.strengths:
             raise UserError(f"{type(self).__name__}: the list of strengths is empty; give at least one, to the object "
                             "or as `strengths` of the class.")
@@ -236,7 +237,8 @@ class AttackWrapper:
 
     def attack(self, image, strength, name):
         """The attacked copy of `image`, uint8 (H, W, 3) RGB; `image` itself must stay as it is."""
-        raise NotImplementedError
+        raise UserError(f"the attack {type(self).__name__} has no method attack(self, image, strength, name), which "
+                        "returns the attacked image; write it.")
 
     def apply(self, strength, image, name):
         """What the pairs of `__iter__` call: `attack`, or `image` itself at strength 0."""
@@ -252,16 +254,19 @@ class AttackWrapper:
 def choose_attacks(names, listed):
     """Return the attacks that `--attacks` names, of the script's list or of a file below models/; without names, the
     list. Raises UserError for an unknown name, with the nearest."""
-    known, failures = {attack.name: attack for attack in listed}, {}
-    if not known.keys() >= set(names or ()):
-        failures = import_files(path for path in model_files() if b"AttackWrapper" in path.read_bytes())
-    for name in names or ():
-        if name not in known and name not in ATTACKS:
-            known_names = sorted({*known, *ATTACKS.entries})
+    if not names:
+        return listed
+    failures = import_files(path for path in model_files() if b"transforms" in path.read_bytes())
+    known = {attack.name: attack for attack in listed}
+    known_names = sorted({*known, *ATTACKS.entries})
+    for name in names:
+        if name not in known_names:
             raise UserError(" ".join([f"--attacks {name}: there is no such attack.{nearest(name, known_names)} Known: "
                                       f"{', '.join(known_names)}.",
                                       *(import_failure(file, error) for file, error in failures.items())]))
-    return [known.get(name) or ATTACKS.get(name)() for name in names] if names else listed
+        if name in ATTACKS:
+            ATTACKS.get(name)  # refuses a name that two files take
+    return [known.get(name) or ATTACKS.get(name)() for name in names]
 
 
 class GaussianBlurWrapper(AttackWrapper):

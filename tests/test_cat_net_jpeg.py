@@ -171,7 +171,7 @@ def test_damaged_file_is_named(tmp_path, kept):
 
 
 def test_a_panorama_and_a_name_that_is_no_utf8(tmp_path, capfd):
-    """Samsung's panoramas have a trailer instead of an end marker; libjpeg's words about that don't reach the screen."""
+    """Samsung's panoramas have a trailer instead of an end marker; libjpeg's words about it reach no screen."""
     plane, table = read_file(make_jpeg(tmp_path / "a.jpg"))
     content = (tmp_path / "a.jpg").read_bytes()
     odd = os.path.join(os.fsdecode(tmp_path), os.fsdecode(b"\xb2\xe2.jpg"))

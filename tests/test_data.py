@@ -158,7 +158,8 @@ def test_larger_images_are_cropped_and_that_is_said_at_opening(images):
     masks = [data.read_mask(images / f"Gt/p{number:03d}_gt.png") for number in range(9)]
     for size in range(1, 80):  # how many lose their whole mask
         lost = sum(not mask[:size, :size].any() for mask in masks)
-        words = f"; 9 larger than {size}x{size} are cropped" + f", {lost} of them lose their whole mask" * bool(lost)
+        words = f"; 9 larger than {size}x{size} are cropped" + (
+            f", {lost} of them {'loses its' if lost == 1 else 'lose their'} whole mask" if lost else "")
         assert data.ManiDataset(images, size, padding=True).describe().endswith(words)
     unread = data.ManiDataset(images, 90, padding=True, fingerprint=False)
     assert "; those larger than 90x90 are cropped" in unread.describe()

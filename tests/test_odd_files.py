@@ -61,6 +61,12 @@ def black(side):
             + chunk(b"IDAT", rows + packer.flush()) + chunk(b"IEND", b""))
 
 
+def damaged_tiff(compression):
+    """A TIFF of which OpenCV would fill in black what it can't decode."""
+    data = encoded("TIFF", compression=compression)
+    return data[:3000] + 100 * b"\xff" + data[3100:]
+
+
 JPEG, LONG = encoded("JPEG", quality=90), b"x" * 2_000_000
 GREY16 = np.arange(90 * 120).reshape(90, 120).astype(np.uint16) * 6
 HALF = len(JPEG) // 2
@@ -81,6 +87,8 @@ FILES = {  # name -> (bytes, what check finds, RGB or grey pixels or None)
     "black196.png": (black(14_000), None, None),  # above PIL's own limit
     "damaged.jpg": (JPEG[:HALF] + JPEG[HALF + 500:], "damaged file", None),
     "end_marker.jpg": (JPEG[:HALF] + b"\xff\xd9", "damaged file", None),
+    "lzw.tif": (damaged_tiff("tiff_lzw"), "unreadable file", None),
+    "deflate.tif": (damaged_tiff("tiff_adobe_deflate"), "unreadable file", None),
     "no_end.png": (encoded("PNG")[:-12], "truncated file", None),
     "truncated.jpg": (JPEG[:-300], "truncated file", None),
     "zeros.jpg": (JPEG[:HALF] + bytes(HALF), "truncated file", None),
@@ -120,9 +128,11 @@ def test_run_fingerprint_and_check_agree(odd, tmp_path, name, capfd):
         if pixels is not None:
             assert np.array_equal(image, pixels if pixels.ndim == 3 else np.dstack([pixels] * 3))
     else:
-        for use in (lambda: data.JsonDataset(tmp_path / "one.json"), lambda: data.read_image(folder / name)):
+        if name not in ("lzw.tif", "deflate.tif"):  # only decoding tells
             with pytest.raises(UserError, match=name):
-                use()
+                data.JsonDataset(tmp_path / "one.json")
+        with pytest.raises(UserError, match=name):
+            data.read_image(folder / name)
     said = capfd.readouterr()
     assert said.err == ""  # where libjpeg and libpng print, without the file's name
     assert (name in said.out) == (kind == "damaged file")
@@ -132,6 +142,7 @@ def test_what_is_said_about_odd_files(odd):
     _, faults = odd
     assert "Corrupt JPEG data" in faults["damaged.jpg"]["text"]
     assert "float32" in faults["float.tif"]["text"] and "float32" in faults["float_grey.tif"]["text"]
+    assert faults["truncated.jpg"]["text"] == "is truncated: copy it again or take it out."
     assert "40000x40000" in faults["too_large.png"]["text"] and "1073 megapixels" in faults["too_large.png"]["text"]
 
 
@@ -153,6 +164,9 @@ def test_images_and_masks_are_as_stored_unless_only_the_turned_image_fits(tmp_pa
     data.JsonDataset(tmp_path / "set.json")
     image, found, turned = data.read_pair(str(tmp_path / name), str(tmp_path / "as_stored.tif"))
     assert not turned and np.array_equal(found, mask > 0) and np.abs(image.astype(int) - PIXELS).mean() < 2
+    done = run_here("tools/resize_data.py", tmp_path / "set.json", tmp_path / "smaller", "--long_side", 60)
+    small = data.JsonDataset(tmp_path / "smaller" / "set.json").read(0)[1]
+    assert np.array_equal(small, found[1::2, 1::2]) or np.array_equal(small, found[::2, ::2]), done.stderr
 
     (tmp_path / "set.json").write_text(json.dumps([[name, "turned.png"]]))
     done = run_here("tools/check_data.py", tmp_path / "set.json", "--output", tmp_path / "report.json")
@@ -213,6 +227,18 @@ def test_gif_masks_and_what_is_not_read(tmp_path, capsys):
                                        "or JPEG\n")
     done = run_here("tools/check_data.py", tmp_path, "--output", tmp_path / "report.json")
     assert done.returncode == 0 and "1 .gif, 2 .heic" in done.stdout
+
+
+def test_what_is_no_file_and_what_resize_leaves_out(tmp_path):
+    make_images(tmp_path / "set", 3, sizes=((96, 128),))
+    (tmp_path / "set/Tp/p000.png").write_text("<html>")
+    done = run_here("tools/resize_data.py", tmp_path / "set", tmp_path / "small", "--long_side", 60)
+    assert done.returncode == 1 and "1 of 7 files can't be read and are left out, first" in done.stderr
+    assert (tmp_path / "small/Tp/p002.png").exists()
+    (tmp_path / "set/Tp/p000.png").unlink()
+    os.mkfifo(tmp_path / "set/Tp/p000.png")  # reading it would never end
+    done = run_here("tools/check_data.py", tmp_path / "set", "--output", tmp_path / "report.json")
+    assert done.returncode == 1 and "no regular file" in done.stdout
 
 
 def test_resize_knows_images_from_masks_by_their_folder(tmp_path):
@@ -295,7 +321,7 @@ def test_output_inside_the_folder_of_images(tmp_path, checkpoint):
                photos / "out", *SMALL]
     first, second = run_here(*command), run_here(*command)
     assert "4 masks in" in first.stdout and "left out" not in first.stdout, first.stderr
-    assert "4 masks in" in second.stdout and f"4 images of {photos} below {photos}/out" in second.stdout
+    assert "4 masks in" in second.stdout and f"4 images in {photos}/out/pred, where this run writes" in second.stdout
     assert "1 of them with an EXIF orientation, which is not applied: masks are as stored" in first.stdout
     assert Image.open(photos / "out/pred/turned.png").size == (120, 90)
 
@@ -319,8 +345,9 @@ def test_json_from_windows(tmp_path):
 
 @pytest.mark.parametrize("content, words", [
     (json.dumps([["é.png", "Negative"]], ensure_ascii=False).encode("latin-1"), "not encoded as UTF-8"),
-    (b'["a.png", "Negative"]\n["b.png", "Negative"]\n', "one JSON value per line"),
-    (b'{"image": "a.png"}\n{"image": "b.png"}\n', "one JSON value per line")])
+    (b'["a.png", "Negative"]\n["b.png", "Negative"]\n', "several JSON values, one per line"),
+    (b'["a.png", "Negative"],\n["b.png", "Negative"],\n', "several JSON values, one per line"),
+    (b'{"image": "a.png"}\n{"image": "b.png"}\n', "several JSON values, one per line")])
 def test_lists_of_another_kind_get_their_own_cure(tmp_path, content, words):
     (tmp_path / "set.json").write_bytes(content)
     with pytest.raises(UserError, match=words):
@@ -328,7 +355,8 @@ def test_lists_of_another_kind_get_their_own_cure(tmp_path, content, words):
 
 
 @pytest.mark.parametrize("first, second, fits", [("img{}", "{:03d}_mask", False), ("img{:02d}", "m{:03d}", True),
-                                                 ("img{}", "m{}", True)])
+                                                 ("img{}", "m{}", True), ("img{}_512", "m{:03d}_512", False),
+                                                 ("a{:02d}_2020", "m{:02d}_1", True)])
 def test_pairs_by_order_whose_numbers_disagree_are_refused(tmp_path, first, second, fits):
     for side, name in (("Tp", first), ("Gt", second)):
         (tmp_path / side).mkdir()
@@ -337,5 +365,5 @@ def test_pairs_by_order_whose_numbers_disagree_are_refused(tmp_path, first, seco
     if fits:
         assert len(data.ManiDataset.find(str(tmp_path))[0]) == 12
     else:
-        with pytest.raises(UserError, match="img10.png would get the mask 002_mask.png"):
+        with pytest.raises(UserError, match=r"img10(.png .* 002_mask|_512.png .* m001_512).png, of another number"):
             data.ManiDataset.find(str(tmp_path))

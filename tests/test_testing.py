@@ -292,6 +292,9 @@ def test_scores_csv(checkpoints, red, images, tmp_path):
     assert csv_rows(tmp_path / "plain/scores.csv") == [
         {"name": name, "label": "", "score": "", "png": f"pred/{name[4:]}"}
         for name in ("one/a.png", "one/b.png", "one/c/a.png")]
+    done = run_here("save_images.py", "--model", "Red", "--checkpoint_path", red, "--test_data_path",
+                    folder / "one/a.png", folder / "one/c/a.png", "--output_dir", tmp_path / "files", *SMALL)
+    assert [row["name"] for row in csv_rows(tmp_path / "files/scores.csv")] == ["a.png", "c/a.png"], done.stderr
 
 
 def test_folders_with_equal_names_and_overlays(checkpoints, tmp_path):

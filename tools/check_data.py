@@ -100,8 +100,8 @@ def open_checked(path, read, found):
     `read` decodes as a run does: it is called as read(path, bytes, on_damage=...).
     """
     def damaged(path, words):
-        found.append(fault("damaged file", [path], f"some of its pixels are wrong, as libjpeg says: {words}; copy the "
-                           "file again or leave it out."))
+        found.append(fault("damaged file", [path], f"some of its pixels may be wrong, as libjpeg says: {words}; copy "
+                           "the file again or leave it out."))
 
     try:
         data = read_bytes(path)
@@ -110,7 +110,7 @@ def open_checked(path, read, found):
         size = os.path.getsize(path) if os.path.isfile(path) else None
         kind = ("missing file" if not os.path.exists(path) else "empty file" if size == 0 else
                 "truncated file" if "is truncated" in str(error) else "unreadable file")
-        found.append(fault(kind, [path], str(error)))
+        found.append(fault(kind, [path], str(error).removeprefix(str(path)).lstrip(": ")))
         return None
     try:
         return pixels, Image.open(io.BytesIO(data)), data
@@ -118,9 +118,8 @@ def open_checked(path, read, found):
         return pixels, None, data
 
 
-def read_colours(path, data, on_damage):
-    """Decode bytes to RGB uint8 (H, W, 3), as `read_image` does; UserError."""
-    return decode(path, data, cv2.IMREAD_COLOR_RGB, "RGB", on_damage)
+def ignore(*args):
+    """Say nothing about damage: `open_checked` has."""
 
 
 def small_digest(content):
@@ -206,7 +205,7 @@ def inspect_pair(image, mask, crop):
     """
     found, record, binary = [], np.zeros((), RECORD), None
     record["area"] = np.nan
-    opened = open_checked(image, read_colours, found)
+    opened = open_checked(image, decode, found)
     if mask:
         binary = inspect_mask(mask, found)
     if binary is not None:
@@ -233,7 +232,7 @@ def inspect_pair(image, mask, crop):
 
 def read_thumbnail(path):
     """Return the thumbnail of an image file, uint8 (64, 64)."""
-    return thumbnail(read_image(path)).astype(np.uint8)  # grey values are whole numbers
+    return thumbnail(read_image(path, on_damage=ignore)).astype(np.uint8)  # grey values are whole numbers
 
 
 def compare_thumbnails(a, b):
@@ -505,7 +504,7 @@ def find_duplicates(images, set_names, roles, groups, records, progress, found):
     read = map_parallel(read_thumbnail, [images[k] for k in needed], label="comparing", progress=progress)
     for k, pixels in enumerate(read):
         thumbnails[k] = pixels
-    same_image, same_scene = Alike(), Alike()
+    same_image, edits = Alike(), []
     for a, b, k, m in zip(i.tolist(), j.tolist(), np.searchsorted(needed, i), np.searchsorted(needed, j)):
         if same_image.root(a) == same_image.root(b):
             continue  # which spares most comparisons of many frames of one video
@@ -513,14 +512,19 @@ def find_duplicates(images, set_names, roles, groups, records, progress, found):
         if likeness == 2:
             same_image.join(a, b)
         elif likeness == 1 and groups[a] != groups[b]:
-            same_scene.join(a, b)
+            edits.append((a, b))
     again = "the same image, compressed or resized again,"
     for same in same_image.groups():
-        files = [images[k] for k in same]
-        if len(np.unique(groups[same])) > 1:
+        first = [same[k] for k in np.unique(groups[same], return_index=True)[1]]  # of each set, named first
+        files = [images[k] for k in [*first, *sorted({*same}.difference(first))]]
+        if len(first) > 1:
             found.append(fault("leak", files, f"{again} is in {sets_of(same)}."))
         else:
             found.append(remark("near duplicate", files, f"{again} is in one set more than once."))
+    same_scene = Alike()
+    for a, b in edits:
+        if same_image.root(a) != same_image.root(b):
+            same_scene.join(a, b)
     for same in same_scene.groups():
         found.append(remark("shared scene", [images[k] for k in same], "versions of one photograph, edited "
                             f"differently, are in {sets_of(same)}."))
@@ -564,9 +568,9 @@ def draw_cell(image, mask, caption, colour):
     """Return one cell of the contact sheet, uint8 (180, 200, 3) RGB: image, outline of the mask, name and caption."""
     cell = np.full((180, 200, 3), 255, np.uint8)
     try:
-        pixels, marked = read_image(image), read_mask(mask) if mask else None
+        pixels, marked = read_image(image, on_damage=ignore), read_mask(mask) if mask else None
         if marked is not None and marked.shape != pixels.shape[:2]:
-            turned = read_image(image, turned=True)
+            turned = read_image(image, turned=True, on_damage=ignore)
             pixels = turned if turned.shape[:2] == marked.shape else pixels
         scale = min(192 / pixels.shape[1], 144 / pixels.shape[0])
         size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))

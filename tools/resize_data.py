@@ -10,6 +10,7 @@ stored, with the EXIF orientation beside them. JPEGs keep their quantisation tab
 lossless. The same command again continues where an interrupted one stopped.
 """
 import collections
+import io
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, dataset_kind, list_files, list_images, list_masks,
-                  orientation_of, read_image, read_json, read_pairs, read_sets, resolve_path)
+                  orientation_of, read_bytes, read_image, read_json, read_pairs, read_sets, resolve_path)
 from log import Progress, write_file
 from registry import Parser, UserError, counted, exit_on_user_error, positive
 
@@ -110,7 +111,7 @@ def save_options(image):
 def open_image(path):
     """Open an image file; one that PIL refuses and the loader reads is as if it were opened."""
     try:
-        return Image.open(path)
+        return Image.open(io.BytesIO(read_bytes(path)))  # PIL turns some TIFFs only if it reads them from memory
     except UnidentifiedImageError:
         image = Image.fromarray(read_image(path))
         image.format = Image.registered_extensions()[os.path.splitext(path)[1].lower()]
@@ -177,7 +178,8 @@ def main():
         raise UserError(f"{args.source} holds no file to copy.")
     missing = [path for path in files if not os.path.exists(path)]
     if missing:
-        raise UserError(f"{args.source}: {len(missing)} of its files do not exist, first {missing[0]}; fix the paths.")
+        raise UserError(f"{args.source} names {counted(len(missing), 'file')} that can't be found, first {missing[0]}; "
+                        "fix the paths.")
 
     root = source if os.path.isdir(source) else os.path.commonpath([os.path.dirname(path) for path in files])
 
@@ -203,6 +205,8 @@ def main():
     def copy(path):
         try:
             return copy_file(path, target_of(path), args.long_side, files[path])
+        except UserError as error:
+            return str(error)
         except (OSError, ValueError, SyntaxError, cv2.error) as error:  # what PIL raises for broken files
             return f"{path}: {error}"
 
@@ -221,7 +225,7 @@ def main():
     print(f"{args.target}: {counted(count['changed'], 'file')} changed, {count['copied']} copied, {count['there']} "
           "already there" + "".join(f"; the dataset is {target_of(document)}" for document in list(documents)[:1]))
     if broken:
-        raise UserError(f"{len(broken)} of {len(files)} files can't be read and are left out, first {broken[0]}; "
+        raise UserError(f"{len(broken)} of {len(files)} files can't be read and are left out, first {broken[0].rstrip('.')}; "
                         "fix them and run again.")
 
 
