@@ -146,9 +146,7 @@ def needs_pillow(data):
     return False
 
 
-# How the lines of libjpeg and libpng begin, and those by which pixels are wrong.
-DECODER_WORDS = re.compile(rb"^(?:Corrupt JPEG|Premature end|Invalid |Inconsistent |Unsupported |Unknown Adobe|"
-                           rb"Warning: |Application transferred|libpng |JPEGLib: |tempfile.tif: ).*$", re.M)
+# What libjpeg says, also out of libtiff, when pixels are wrong.
 DAMAGE = re.compile("Corrupt JPEG data(?!: bad ICC)|Premature end|Invalid SOS|Inconsistent progression|"
                     "JPEGLib: Unsupported marker")
 ONE_AT_A_TIME = threading.Lock()
@@ -161,27 +159,28 @@ def scratch_file(process):
 
 
 def hear_decoder(decoder, *args):
-    """Return (decoder(*args), what libjpeg or libpng said); they print it to descriptor 2, without the file's name."""
+    """Return (decoder(*args), what libjpeg, libpng or libtiff said); they print to descriptor 2, and name no file."""
     with ONE_AT_A_TIME:
         try:
             heard, screen = scratch_file(os.getpid()), os.dup(2)
         except OSError:  # no temporary folder, or no standard error
             return decoder(*args), ""
         os.dup2(heard.fileno(), 2)
+        said = b""
         try:
             result = decoder(*args)
         finally:
             os.dup2(screen, 2)
             os.close(screen)
-        if not heard.tell():
-            return result, ""
-        heard.seek(0)
-        said = heard.read()
-        heard.seek(0)
-        heard.truncate()
-    if others := DECODER_WORDS.sub(b"", said).strip():  # another thread's
-        os.write(2, others + b"\n")
-    return result, b"; ".join(dict.fromkeys(DECODER_WORDS.findall(said))).decode(errors="replace")
+            if heard.tell():
+                heard.seek(0)
+                said = heard.read()
+                heard.seek(0)
+                heard.truncate()
+    lines = dict.fromkeys(line for line in said.decode(errors="replace").split("\n") if line)
+    if bars := "\n".join(line for line in lines if "\r" in line):  # a progress bar of another thread
+        os.write(2, bars.encode())
+    return result, "; ".join(line for line in lines if "\r" not in line)
 
 
 @functools.lru_cache(maxsize=None)
