@@ -245,7 +245,7 @@ MARK = "getmask4.gamma_s"  # a tensor that only the authors' files name so
 
 
 def rename_original(module, state_dict, prefix, *args):
-    """Turn the authors' names (`getmask4.g.bias`) into ours (`SegNet.getmask4.g.bias`) before loading; add `weights`."""
+    """Turn the authors' names (`getmask4.g.bias`) into ours (`SegNet.getmask4.g.bias`) when loading; add `weights`."""
     if prefix + MARK not in state_dict:
         return
     for part, child in module.named_children():
