@@ -82,7 +82,7 @@ class CorrelationBlock(nn.Module):
         # in memory, not space-to-depth: channel c becomes r^2 channels of N consecutive values each
         runs = x.reshape(batch, channels * r ** 2, height // r, width // r)
         g, theta, phi = (conv(runs).flatten(2).transpose(1, 2).contiguous() for conv in (self.g, self.theta, self.phi))
-        # (B, N, K) each; fused attention needs a dimension of heads
+        # g, theta, phi: (B, N, K); the attention has one head
         spatial = F.scaled_dot_product_attention(*(y[:, None] for y in (theta, phi, g)), scale=1.0)  # (B, 1, N, K)
         channel = g @ (theta.transpose(1, 2) @ phi).softmax(-1)  # (B, N, K)
         # the channel correlation should be transposed as the spatial one is; published weights need that it isn't
