@@ -9,7 +9,7 @@ own on the same features classifies the whole image.
 
 Input: RGB, ImageNet-normalised; published at 256x256 with --if_resizing. Any other size works, as the features are
 resized to --input_size before both heads and the mask back to the image's size.
-Licence of the original: PSCC-Net MIT, HRNet MIT; this file is written from the paper.
+Licence of the original: PSCC-Net MIT, HRNet MIT; no line of either is copied here.
 
 Checkpoints of IMDL-BenCo load as they are. The authors' weights are three files, which --pretrain_path takes to start a
 training from; joined to one, they load as any checkpoint. Their network has another gate and input: give them with
