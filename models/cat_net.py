@@ -36,7 +36,7 @@ from data import MEAN, STD, hear_decoder, is_complete, read_bytes, read_image
 from log import as_text
 from registry import MODELS, POSTFUNCS, UserError
 
-from .hrnet import BN_MOMENTUM, BasicBlock, Bottleneck, Transition, conv_bn, conv_bn_relu, residual_layer, stage
+from .hrnet import BN_MOMENTUM, BasicBlock, HRNet, Transition, conv_bn_relu, initialise, residual_layer, stage
 from .weights import load_part, read_weights
 
 BLOCK = 8  # side of a JPEG block in pixels
@@ -69,26 +69,15 @@ def rearrange_blocks(x, tables):
     return torch.cat((x, x * steps[:, :, None, None]), dim=1)
 
 
-class TwoStreamHRNet(nn.Module):
+class TwoStreamHRNet(HRNet):
     """RGB stream (HRNet-W48), DCT stream (three branches of HRNet) and the stage that merges them."""
 
     def __init__(self):
-        super().__init__()
         rgb = (48, 96, 192, 384)
         dct = (96, 192, 384)
         merged = (48, 96 + 96, 192 + 192, 384 + 384)
         last = (24, 48, 96, 192)
-
-        # RGB stream
-        self.conv1, self.bn1 = conv_bn(3, 64, 3, stride=2)
-        self.conv2, self.bn2 = conv_bn(64, 64, 3, stride=2)
-        self.layer1 = residual_layer(Bottleneck, 64, 64, num_blocks=4)
-        self.transition1 = Transition((256,), rgb[:2])
-        self.stage2 = stage(1, rgb[:2])
-        self.transition2 = Transition(rgb[:2], rgb[:3])
-        self.stage3 = stage(4, rgb[:3])
-        self.transition3 = Transition(rgb[:3], rgb)
-        self.stage4 = stage(3, rgb)
+        super().__init__(rgb, stem_stride=2, num_bottlenecks=4, num_modules=(1, 4, 3))  # the RGB stream
 
         # DCT stream; with dilation 8 a kernel sees one frequency in neighbouring blocks
         self.dc_layer0_dil = nn.Sequential(
@@ -112,18 +101,7 @@ class TwoStreamHRNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(sum(last), 2, 1),
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.001)
-
-    def rgb_stream(self, rgb):
-        """(B, 3, H, W) in -1..1 -> maps of 48, 96, 192, 384 channels at 1/4, 1/8, 1/16, 1/32."""
-        x = F.relu(self.bn1(self.conv1(rgb)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        maps = self.transition1([self.layer1(x)])
-        maps = self.transition2(self.stage2(maps))
-        maps = self.transition3(self.stage3(maps))
-        return self.stage4(maps)
+        initialise(self)
 
     def dct_stream(self, coefficients, tables):
         """(B, H, W) and (B, 8, 8) -> maps of 96, 192, 384 channels at 1/8, 1/16, 1/32."""
@@ -135,8 +113,11 @@ class TwoStreamHRNet(nn.Module):
         return self.dc_stage4(maps)
 
     def forward(self, rgb, coefficients, tables):
-        """Return logits (B, 2, H/4, W/4), channel 1 for manipulated; H and W are multiples of 8."""
-        finest, *others = self.rgb_stream(rgb)
+        """Return logits (B, 2, H/4, W/4), channel 1 for manipulated; H and W are multiples of 8.
+
+        rgb (B, 3, H, W) is in -1..1; its stream gives maps of 48, 96, 192, 384 channels at 1/4, 1/8, 1/16, 1/32.
+        """
+        finest, *others = super().forward(rgb)
         traces = self.dct_stream(coefficients, tables)
         merged = [finest] + [torch.cat(pair, dim=1) for pair in zip(others, traces)]
         maps = self.stage5(self.transition4(merged))

@@ -1,4 +1,4 @@
-"""HRNet building blocks: residual blocks, the multi-resolution module and the transition between stages.
+"""HRNet and its building blocks: residual blocks, the multi-resolution module and the transition between stages.
 
 Deep High-Resolution Representation Learning for Visual Recognition. Wang, Sun, Cheng, et al. TPAMI 2020.
 Paper: https://arxiv.org/abs/1908.07919    Original code: https://github.com/HRNet (MIT)
@@ -44,7 +44,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution and a shortcut: (B, c_in, H, W) -> (B, 4 * channels, H, W)."""
+    """1x1, 3x3 and 1x1 convolution and a shortcut: (B, c_in, H, W) -> (B, expansion * channels, H, W)."""
 
     expansion = 4
 
@@ -74,11 +74,14 @@ class HRModule(nn.Module):
 
     Args:
         channels: channels of the branches, finest first
+        num_blocks: residual blocks in each branch
+        align_corners: enlarge coarser branches with corner pixels on corner pixels
     """
 
-    def __init__(self, channels):
+    def __init__(self, channels, num_blocks=4, align_corners=False):
         super().__init__()
-        self.branches = nn.ModuleList(residual_layer(BasicBlock, c, c, num_blocks=4) for c in channels)
+        self.align_corners = align_corners
+        self.branches = nn.ModuleList(residual_layer(BasicBlock, c, c, num_blocks) for c in channels)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(self._path(channels, j, i) for j in range(len(channels))) for i in range(len(channels))
         )
@@ -102,14 +105,14 @@ class HRModule(nn.Module):
         for j, path in enumerate(self.fuse_layers[i]):
             y = path(maps[j])
             if j > i:
-                y = F.interpolate(y, maps[i].shape[-2:], mode="bilinear", align_corners=False)
+                y = F.interpolate(y, maps[i].shape[-2:], mode="bilinear", align_corners=self.align_corners)
             total = y if total is None else total + y
         return F.relu(total, inplace=True)
 
 
-def stage(num_modules, channels):
+def stage(num_modules, channels, **options):
     """Return `num_modules` HR modules in a row: list of maps -> list of maps of the same shapes."""
-    return nn.Sequential(*(HRModule(channels) for _ in range(num_modules)))
+    return nn.Sequential(*(HRModule(channels, **options) for _ in range(num_modules)))
 
 
 class Transition(nn.ModuleList):
@@ -132,3 +135,42 @@ class Transition(nn.ModuleList):
 
     def forward(self, maps):
         return [path(maps[min(i, len(maps) - 1)]) for i, path in enumerate(self)]
+
+
+class HRNet(nn.Module):
+    """The network without a head: image (B, 3, H, W) -> maps of all four branches.
+
+    Args:
+        channels: channels of the four branches, finest first
+        stem_stride: stride of each of the two convolutions before the first stage
+        num_bottlenecks: residual blocks of the first stage
+        num_modules: HR modules of the other three stages
+        options: those of HRModule
+    """
+
+    def __init__(self, channels, stem_stride, num_bottlenecks, num_modules, **options):
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(3, 64, 3, stem_stride)
+        self.conv2, self.bn2 = conv_bn(64, 64, 3, stem_stride)
+        self.layer1 = residual_layer(Bottleneck, 64, 64, num_bottlenecks)
+        self.transition1 = Transition((Bottleneck.expansion * 64,), channels[:2])
+        self.stage2 = stage(num_modules[0], channels[:2], **options)
+        self.transition2 = Transition(channels[:2], channels[:3])
+        self.stage3 = stage(num_modules[1], channels[:3], **options)
+        self.transition3 = Transition(channels[:3], channels)
+        self.stage4 = stage(num_modules[2], channels, **options)
+
+    def forward(self, image):
+        x = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        maps = self.transition1([self.layer1(x)])
+        maps = self.transition2(self.stage2(maps))
+        maps = self.transition3(self.stage3(maps))
+        return self.stage4(maps)
+
+
+def initialise(network):
+    """Draw the weights of all convolutions as HRNet does before its training."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.001)

@@ -53,6 +53,21 @@ def cat_net_hooks(name):
     return f"model.{module}", int(index) if index else None
 
 
+def second_authentic(batch):
+    """PSCC-Net's case takes the second image as authentic, so that both terms of the score's loss count."""
+    return {"label": torch.tensor([1.0, 0.0])[:len(batch["label"])]}
+
+
+def pscc_net_hooks(name):
+    """act/getmask4.0 are the logits of a level, and act/getmask4.1 is what its last convolutions get."""
+    module, _, index = name.partition(".")
+    if module.startswith("getmask"):
+        return f"SegNet.{module}.getmask", "input" if index == "1" else None
+    if module == "incre3":
+        return "ClsNet.incre_modules.3", None
+    return ("FENet." if module.startswith(("layer", "stage")) else "ClsNet.") + module, int(index) if index else None
+
+
 @dataclass
 class Case:
     """One row of the table: a model and where its numbers are."""
@@ -61,7 +76,7 @@ class Case:
     args: dict = field(default_factory=dict)  # of the constructor
     prefix: str = ""  # of the keys in case.npz
     extra: Callable = lambda batch: {}  # batch -> what forward gets besides it
-    hooked: Callable = lambda name: (name, None)  # "act/<name>" -> (module, index into its output or None)
+    hooked: Callable = lambda name: (name, None)  # "act/<name>" -> (module, index into its output, None or "input")
     unbiased: bool = False  # the stored standard deviations divide by n - 1
     sizes: tuple = ()  # other (H, W) up to the case's own that must work
     refused: tuple = ()  # (H, W) that must raise UserError
@@ -76,6 +91,8 @@ MODEL_CASES = [  # one row per model
     *EDGE_CASES,
     Case("object_former", "ObjectFormer", {"input_size": 128, "num_prototypes": 128}, refused=((64, 64), (128, 96))),
     Case("cat_net", "Cat_Net", prefix="raw/", extra=cat_net_coefficients, hooked=cat_net_hooks, unbiased=True,
+         sizes=((64, 96), (75, 100))),
+    Case("pscc_net", "PSCC_Net", {"input_size": 128}, extra=second_authentic, hooked=pscc_net_hooks, unbiased=True,
          sizes=((64, 96), (75, 100))),
 ]
 CASES = [
@@ -124,7 +141,8 @@ def record(case, model, names):
         path, index = case.hooked(name)
 
         def keep(module, args, output, name=name, index=index):
-            outputs[name] = (output if index is None else output[index]).detach().clone()
+            kept = output if index is None else args[0] if index == "input" else output[index]
+            outputs[name] = kept.detach().clone()
         hooks.append(model.get_submodule(path).register_forward_hook(keep))
     return outputs, hooks
 
@@ -251,6 +269,8 @@ def test_constrained_convolution_keeps_its_constraint():
     ("cat_net", "Cat_Net", {"pretrained_rgb": "timm"}, "--pretrained_rgb timm: .* hrnet_w48 .* give a file"),
     ("object_former", "ObjectFormer", {"num_layers": 1, "init_weight_path": "timm"},
      "--init_weight_path timm: .* vit_base_patch16_224 .* give a file"),
+    ("pscc_net", "PSCC_Net", {"pretrain_path": ["timm"]},
+     "--pretrain_path timm: .* hrnet_w18_small_v2 .* give a file"),
 ])
 def test_failed_download_names_the_flag_and_the_cure(monkeypatch, file, name, args, message):
     def fail(*args, **kwargs):
