@@ -81,11 +81,11 @@ def load_checkpoint(path, flag, mmap=True):
 
 
 def state_dict_of(content, path, flag):
-    """Return a checkpoint's state dict, under "model" or "state_dict" or the whole; UserError where there is none.
+    """Return a checkpoint's state dict, under one of three names or the whole; UserError where there is none.
 
     The prefixes `module.` (DDP) and `_orig_mod.` (torch.compile) are taken off.
     """
-    state = content.get("model", content.get("state_dict", content))
+    state = next((content[name] for name in ("model", "state_dict", "network") if name in content), content)
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise UserError(f"{flag} {path} holds no state dict, neither under 'model' nor by itself. "
                         "Give a file with {'model': state_dict}.")
