@@ -1,8 +1,8 @@
 """CMX: two MiT-B2 encoders that correct each other after every stage, and the fusion of their maps.
 
 CMX: Cross-Modal Fusion for RGB-X Semantic Segmentation with Transformers. Zhang, Liu, Yang, Hu, Liu, Stiefelhagen.
-IEEE T-ITS 2023. https://arxiv.org/abs/2203.04838    Original code: https://github.com/huaaaliu/RGBX_Semantic_Segmentation
-(MIT)
+IEEE T-ITS 2023. https://arxiv.org/abs/2203.04838
+Original code: https://github.com/huaaaliu/RGBX_Semantic_Segmentation (MIT)
 
 Shapes: a is the map of the first encoder (RGB) and b that of the second one (noise), both (B, C, h, w), N = h*w.
 """

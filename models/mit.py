@@ -5,8 +5,9 @@ Luo. NeurIPS 2021. https://arxiv.org/abs/2105.15203
 
 Four stages give maps of 1/4, 1/8, 1/16 and 1/32 of the image's size. The queries of attention see keys and values of a
 map that a strided convolution has reduced; a depthwise convolution in the perceptron stands for position embeddings.
-Parameter names are those of the published ImageNet files (mit_b0.pth to mit_b5.pth of https://github.com/NVlabs/SegFormer,
-whose code and weights are for non-commercial use; this file is written from the paper), so these load.
+Parameter names are those of the published ImageNet files (mit_b2.pth to mit_b5.pth of
+https://github.com/NVlabs/SegFormer, whose code and weights are for non-commercial use; this file is written from the
+paper), so these load.
 
 Shapes: B images, a map of h x w = N tokens of C channels, reduced to M tokens; n heads of d = 64.
 """
@@ -160,7 +161,7 @@ class MiT(nn.Module):
         return maps
 
     def load_imagenet(self, path, flag, prefixes=("",)):
-        """Start the encoders whose names have these prefixes from a published ImageNet file, given by the flag `flag`."""
+        """Start the encoders whose names have these prefixes from a published ImageNet file, the value of `flag`."""
         state, own = read_weights(path, flag), self.state_dict()
         for prefix in prefixes:
             encoder = {name.removeprefix(prefix): x for name, x in own.items()

@@ -7,8 +7,8 @@ A frozen network (Noiseprint++) turns the image into a noise map; two SegFormer-
 for the noise, exchange information at four scales (CMX). One decoder gives the mask, a second one the confidence in it,
 and both maps are pooled into the image-level score. Phase 2 trains the mask, phase 3 confidence and score (phase 1
 trained Noiseprint++).
-Input: RGB, ImageNet-normalised, any size from 29x29 pixels; IMDL-BenCo trains at 512x512 with --if_resizing, the authors
-train on crops of 512x512 and test at full size.
+Input: RGB, ImageNet-normalised, any size from 29x29 pixels; IMDL-BenCo trains at 512x512 with --if_resizing, the
+authors train on crops of 512x512 and test at full size.
 Licence: this file is MIT, written from the paper. The authors' code and weights (GRIP-UNINA) are for informational,
 non-profit use only, with their notices, and public results must cite them; mit_b2.pth (NVIDIA) is non-commercial too.
 
@@ -56,8 +56,8 @@ class Decoder(nn.Module):
     """SegFormer's decoder: four maps (B, C_i, h_i, w_i) -> logits (B, outputs, h_1, w_1).
 
     As published, each map passes a linear layer, three of them are enlarged, and `linear_fuse.0` acts on the
-    concatenation of all. Nothing between the two layers is nonlinear, and both commute with the resizing, so each map is
-    multiplied once, at its own size, with the product of both weights, and the enlarged results are summed.
+    concatenation of all. Nothing between the two layers is nonlinear, and both commute with the resizing, so each map
+    is multiplied once, at its own size, with the product of both weights, and the enlarged results are summed.
     """
 
     def __init__(self, outputs, eps):

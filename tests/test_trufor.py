@@ -132,7 +132,7 @@ def test_eps_of_the_norms(model):
 
 
 def test_start_weights(model, tmp_path):
-    """The authors' file of Noiseprint++, SegFormer's for both encoders, and the authors' checkpoint without `model.`."""
+    """Noiseprint++ as released, SegFormer's file for both encoders, the authors' checkpoint without `model.`."""
     torch.manual_seed(0)
     noiseprint, encoder = Noiseprint().state_dict(), MiT("b2").state_dict()
     torch.save({"network": noiseprint, "global_step": 39}, tmp_path / "noiseprint.th")
