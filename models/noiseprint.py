@@ -7,6 +7,7 @@ A flat network of 17 convolutions turns an image into a noise map, in which came
 the content does not. It was trained apart (by contrastive learning on pairs of patches) and stays frozen. Input: RGB
 in [0, 1), levels divided by 256.
 """
+import contextlib
 import math
 
 import torch
@@ -16,6 +17,17 @@ from .weights import load_part, read_weights
 
 CHANNELS = 64
 NUM_CONVS = 17
+
+
+@contextlib.contextmanager
+def without_tf32():
+    """Let cuDNN's convolutions compute in float32, where their default is TF32."""
+    settings = torch.backends.cudnn.conv
+    before, settings.fp32_precision = settings.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 class Noiseprint(nn.Sequential):
@@ -39,9 +51,7 @@ class Noiseprint(nn.Sequential):
 
     @torch.no_grad()
     def forward(self, x):
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark,
-                                           deterministic=torch.backends.cudnn.deterministic, allow_tf32=False)
-        with torch.autocast(x.device.type, enabled=False), exact:
+        with torch.autocast(x.device.type, enabled=False), without_tf32():
             return super().forward(x.float())
 
     def load(self, path, flag):

@@ -16,7 +16,7 @@ The authors' network and the one of IMDL-BenCo differ in their inputs; `input_ra
 - authors: Noiseprint++ receives levels divided by 256, the image's encoder the normalised image;
 - imdlbenco: Noiseprint++ receives the normalised image, and the image's encoder one that is normalised twice. Only for
   checkpoints that were trained this way.
-Differences from the published implementation of IMDL-BenCo, none of which changes a number of its forward:
+Differences from the published implementation of IMDL-BenCo, none of which changes a prediction:
 - phase 3 runs (there it ends with an error) and trains the confidence decoder, which stayed as initialised;
 - what a phase doesn't train stays in eval mode, without gradients, so its batch norms don't drift, and DDP needs no
   --find_unused_parameters;

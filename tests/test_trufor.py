@@ -63,10 +63,16 @@ def test_released_noiseprint_weights():
         assert np.abs(noise.std((1, 2, 3), correction=0).numpy() - stored[f"{name}/std"]).max() < 1e-3
 
 
-def test_noiseprint_stays_float32_in_mixed_precision(model, batch):
+def test_noiseprint_computes_in_float32(model, batch):
+    """Under autocast, and on a GPU without TF32, whose setting is restored."""
+    network, settings, seen = model.model["dncnn"], torch.backends.cudnn.conv, []
+    hook = network[0].register_forward_hook(lambda *args: seen.append(settings.fp32_precision))
+    before = settings.fp32_precision
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = model.model["dncnn"](batch["image"])
-    assert torch.equal(mixed, model.model["dncnn"](batch["image"]))
+        mixed = network(batch["image"])
+    hook.remove()
+    assert torch.equal(mixed, network(batch["image"]))
+    assert seen == ["ieee"] and settings.fp32_precision == before != "ieee"
 
 
 def test_input_range(model, batch, monkeypatch):
