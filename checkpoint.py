@@ -95,7 +95,7 @@ def load_checkpoint(path, flag, mmap=True):
     return content
 
 
-STATE_KEYS = ("model", "state_dict", "model_state_dict", "net")  # where a checkpoint may keep its weights
+STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "network")  # where a checkpoint may keep its weights
 
 
 def state_dict_of(content, path, flag):

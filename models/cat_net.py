@@ -37,7 +37,7 @@ from log import as_text
 from registry import MODELS, POSTFUNCS, UserError
 
 from .hrnet import BN_MOMENTUM, BasicBlock, HRNet, Transition, conv_bn_relu, initialise, residual_layer, stage
-from .weights import load_part, read_weights
+from .weights import load_part, prepend_model, read_weights
 
 BLOCK = 8  # side of a JPEG block in pixels
 MAX_LEVEL = 20  # coefficients of this size and above share the last channel of the one-hot volume
@@ -227,8 +227,7 @@ def rename_original(module, state_dict, prefix, *args):
     """Turn the authors' names (`conv1.weight`) into ours (`model.conv1.weight`) before loading; add the loss weight."""
     if prefix + "conv1.weight" not in state_dict:
         return
-    for name in [name for name in state_dict if name.startswith(prefix)]:
-        state_dict[f"{prefix}model.{name[len(prefix):]}"] = state_dict.pop(name)
+    prepend_model(state_dict, prefix)
     state_dict[f"{prefix}loss.criterion.weight"] = module.loss.criterion.weight
 
 

@@ -1,4 +1,4 @@
-"""Forensic filters for any model: fixed Sobel gradients and the constrained convolution of Bayar and Stamm.
+"""Forensic filters for any model: fixed Sobel and SRM filters and the constrained convolution of Bayar and Stamm.
 
 Such filters suppress the content of an image, so that the traces of an edit (edges, noise) stand out.
 """
@@ -8,6 +8,17 @@ from torch import nn
 
 SOBEL_X = ((1, 0, -1), (2, 0, -2), (1, 0, -1))
 SOBEL_Y = ((1, 2, 1), (0, 0, 0), (-1, -2, -1))
+SRM = (  # three high-pass kernels of the steganalysis rich model (Fridrich and Kodovsky 2012) and their divisors
+    (((0, 0, 0, 0, 0), (0, -1, 2, -1, 0), (0, 2, -4, 2, 0), (0, -1, 2, -1, 0), (0, 0, 0, 0, 0)), 4),
+    (((-1, 2, -2, 2, -1), (2, -6, 8, -6, 2), (-2, 8, -12, 8, -2), (2, -6, 8, -6, 2), (-1, 2, -2, 2, -1)), 12),
+    (((0, 0, 0, 0, 0), (0, 0, 0, 0, 0), (0, 1, -2, 1, 0), (0, 0, 0, 0, 0), (0, 0, 0, 0, 0)), 2),
+)
+
+
+def srm_bank():
+    """Return convolution weights (9, 3, 5, 5): filter 3k + c applies SRM kernel k to colour c alone."""
+    kernels = torch.stack([torch.tensor(rows) / divisor for rows, divisor in SRM])
+    return torch.einsum("kyx,cd->kcdyx", kernels, torch.eye(3)).flatten(0, 1)
 
 
 class SobelConv(nn.Module):

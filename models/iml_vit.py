@@ -32,7 +32,7 @@ from timm.layers import DropPath
 
 from registry import MODELS, UserError
 
-from .vit import HEADS, PATCH, Mlp, resize_positions
+from .vit import HEADS, PATCH, Mlp, from_windows, resize_positions, to_windows
 from .weights import load_part, read_weights
 
 DEPTH = 12
@@ -90,21 +90,6 @@ class Attention(nn.Module):
         return self.proj(x.permute(0, 2, 1, 3).flatten(2).unflatten(1, (h, w)))  # (B, h, w, E)
 
 
-def to_windows(x):
-    """Cut (B, h, w, E) into windows (B*rows*columns, 14, 14, E); zeros fill up the last row and column."""
-    batch, h, w, dim = x.shape
-    x = F.pad(x, (0, 0, 0, -w % WINDOW, 0, -h % WINDOW))
-    x = x.unflatten(2, (-1, WINDOW)).unflatten(1, (-1, WINDOW))  # (B, rows, 14, columns, 14, E)
-    return x.transpose(2, 3).reshape(-1, WINDOW, WINDOW, dim)
-
-
-def from_windows(windows, h, w):
-    """Undo to_windows: windows (B*rows*columns, 14, 14, E) -> (B, h, w, E), without the zeros."""
-    rows, columns = -(-h // WINDOW), -(-w // WINDOW)
-    x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)  # (B, rows, 14, columns, 14, E)
-    return x.flatten(3, 4).flatten(1, 2)[:, :h, :w]
-
-
 class Block(nn.Module):
     """Transformer block on a grid (B, h, w, E): attention in windows, or global for a grid of side `global_side`."""
 
@@ -120,7 +105,7 @@ class Block(nn.Module):
     def forward(self, x):
         y = self.norm1(x)
         if self.windowed:
-            y = from_windows(self.attn(to_windows(y)), *x.shape[1:3])
+            y = from_windows(self.attn(to_windows(y, WINDOW)), *x.shape[1:3])
         else:
             y = self.attn(y)
         x = x + self.drop_path(y)

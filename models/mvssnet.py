@@ -29,6 +29,7 @@ from torch import nn
 from registry import MODELS, UserError
 
 from .filters import SOBEL_X, SOBEL_Y, BayarConv, SobelConv
+from .losses import dice_loss
 from .weights import timm_model
 
 STAGES = (256, 512, 1024, 2048)  # channels of c1..c4, at H/4, H/8, H/16, H/16
@@ -127,12 +128,6 @@ class DualAttentionHead(nn.Module):
         position = self.conv_p2(self.pam(self.conv_p1(x)))  # (B, C/4, h, w)
         channel = self.conv_c2(self.cam(self.conv_c1(x)))  # (B, C/4, h, w)
         return self.out(position + channel)
-
-
-def dice_loss(pred, target):
-    """1 - Dice coefficient with squared norms, smoothed by 1, over the whole batch; `pred` holds probabilities."""
-    overlap = (pred * target).sum()
-    return 1 - (2 * overlap + 1) / (target.square().sum() + pred.square().sum() + 1)
 
 
 @MODELS.register_module()

@@ -1,4 +1,4 @@
-"""Parts of a plain Vision Transformer that IML_ViT and ObjectFormer share."""
+"""Parts of Vision Transformers that several models share."""
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -26,3 +26,18 @@ def resize_positions(positions, size, antialias=False):
     grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size, mode="bicubic", align_corners=False, antialias=antialias)
     return grid.flatten(2).transpose(1, 2)
+
+
+def to_windows(x, side):
+    """Cut (B, h, w, C) into windows (B*rows*columns, side, side, C); zeros fill up the last row and column."""
+    _, h, w, dim = x.shape
+    x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
+    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (B, rows, side, columns, side, C)
+    return x.transpose(2, 3).reshape(-1, side, side, dim)
+
+
+def from_windows(windows, h, w):
+    """Undo to_windows: windows (B*rows*columns, side, side, C) -> (B, h, w, C), without the zeros."""
+    side = windows.shape[1]
+    x = windows.unflatten(0, (-1, -(-h // side), -(-w // side))).transpose(2, 3)  # (B, rows, side, columns, side, C)
+    return x.flatten(3, 4).flatten(1, 2)[:, :h, :w]

@@ -69,3 +69,9 @@ def load_part(own, state, source, optional=()):
             raise UserError(f"{source}: {name} has shape {list(state[name].shape)} where the model needs "
                             f"{list(own[name].shape)}. Give weights of this size, or the model's flags that fit them.")
         own[name].copy_(state[name])
+
+
+def prepend_model(state_dict, prefix):
+    """Rename a state dict's `<prefix>x` to `<prefix>model.x`: files of authors whose network IMDL-BenCo has wrapped."""
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        state_dict[f"{prefix}model.{name[len(prefix):]}"] = state_dict.pop(name)
