@@ -1,4 +1,7 @@
 """The weights that training starts from: those in a file, or those that timm downloads."""
+import torch
+from torch import nn
+
 from checkpoint import load_checkpoint, state_dict_of
 from log import say
 from registry import UserError
@@ -50,3 +53,15 @@ def load_part(own, state, source, optional=()):
             raise UserError(f"{source}: {name} has shape {list(state[name].shape)} where the model needs "
                             f"{list(own[name].shape)}. Give weights of this size, or the model's flags that fit them.")
         own[name].copy_(state[name])
+
+
+def add_channels(conv, count):
+    """Return `conv` for `count` more input channels, with random weights for these, and without a bias, as published.
+
+    The new weights are Kaiming-normal, as if the new channels were all.
+    """
+    new = nn.Conv2d(conv.in_channels + count, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+    with torch.no_grad():
+        new.weight[:, :conv.in_channels] = conv.weight
+        nn.init.kaiming_normal_(new.weight[:, conv.in_channels:])
+    return new
