@@ -75,14 +75,11 @@ class Upsample(nn.Module):
         """Maps c1..c4, s1..s4 and the 1x1 convolutions after their enlargement -> logits (B, 8, H/4, W/4)."""
         logits = []
         for name, x, head in zip(("c1", "c2", "c3", "c4", "s1", "s2", "s3", "s4"), maps, heads):
-            *steps, last = [*self.path(name), head]
-            if steps:  # the last enlargement is done on one channel instead of 96 or 64
-                *steps, enlarge = steps
-                for step in steps:
-                    x = step(x)
-                logits.append(F.conv_transpose2d(x, *folded(enlarge, last), stride=2, padding=1))
-            else:
-                logits.append(last(x))
+            steps = self.path(name)
+            for step in steps[:-1]:
+                x = step(x)
+            # The last enlargement is done on one channel instead of 96 or 64.
+            logits.append(F.conv_transpose2d(x, *folded(steps[-1], head), stride=2, padding=1) if steps else head(x))
         return torch.cat(logits, 1)
 
 

@@ -5,8 +5,9 @@ Luo. NeurIPS 2021. https://arxiv.org/abs/2105.15203
 
 Four stages give maps of 1/4, 1/8, 1/16 and 1/32 of the image's size. The queries of attention see keys and values of a
 map that a strided convolution has reduced; a depthwise convolution in the perceptron stands for position embeddings.
-Parameter names are those of the published ImageNet files (mit_b0.pth to mit_b5.pth of https://github.com/NVlabs/SegFormer,
-whose code and weights are for non-commercial use; this file is written from the paper), so these load.
+Parameter names are those of the published ImageNet files (mit_b2.pth to mit_b5.pth of
+https://github.com/NVlabs/SegFormer, whose code and weights are for non-commercial use; this file is written from the
+paper), so these load.
 
 Shapes: B images, a map of h x w = N tokens of C channels, reduced to M tokens; n heads of d = 64.
 """
@@ -132,10 +133,11 @@ class MiT(nn.Module):
 
     def __init__(self, variant, eps=1e-6):
         super().__init__()
-        self.add_encoder(DEPTHS[variant], eps)
+        self.add_encoder(variant, eps)
 
-    def add_encoder(self, depths, eps, prefix=""):
+    def add_encoder(self, variant, eps, prefix=""):
         """Add the layers of an encoder; those of a second one in the same module have names with a `prefix`."""
+        depths = DEPTHS[variant]
         rates = iter(torch.linspace(0, DROP_PATH, sum(depths)).tolist())
         for i, (channels, reduction, depth) in enumerate(zip(WIDTHS, REDUCTIONS, depths), start=1):
             embed = PatchEmbed(WIDTHS[i - 2], channels, 3, 2) if i > 1 else PatchEmbed(3, channels, 7, 4)
@@ -158,12 +160,14 @@ class MiT(nn.Module):
             maps.append(x)
         return maps
 
-    def load_imagenet(self, path, flag, prefix=""):
-        """Start the encoder whose names have `prefix` from a published ImageNet file, which the flag `flag` names."""
-        own = {name.removeprefix(prefix): x for name, x in self.state_dict().items()
-               if name.startswith(tuple(prefix + part for part in ("patch_embed", "block", "norm")))
-               and ".fusion." not in name}  # MSCDI-Net's own
-        load_part(own, read_weights(path, flag), f"{flag} {path}")
+    def load_imagenet(self, path, flag, prefixes=("",)):
+        """Start the encoders whose names have these prefixes from a published ImageNet file, the value of `flag`."""
+        state, own = read_weights(path, flag), self.state_dict()
+        for prefix in prefixes:
+            encoder = {name.removeprefix(prefix): x for name, x in own.items()
+                       if name.startswith(tuple(prefix + part for part in ("patch_embed", "block", "norm")))
+                       and ".fusion." not in name}  # which MSCDI-Net adds
+            load_part(encoder, state, f"{flag} {path}")
 
 
 def init_weights(module):

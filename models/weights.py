@@ -60,8 +60,9 @@ def add_channels(conv, count):
 
     The new weights are Kaiming-normal, as if the new channels were all.
     """
-    new = nn.Conv2d(conv.in_channels + count, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+    old = conv.in_channels
+    new = nn.Conv2d(old + count, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
     with torch.no_grad():
-        new.weight[:, :conv.in_channels] = conv.weight
-        nn.init.kaiming_normal_(new.weight[:, conv.in_channels:])
+        new.weight[:, :old] = conv.weight
+        nn.init.kaiming_normal_(new.weight[:, old:])
     return new
