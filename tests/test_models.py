@@ -4,7 +4,7 @@
     pytest tests/test_models.py -k MVSSNet
 
 `tests/reference/<model>/` holds what was computed once with the published code: `keys.json` (name, shape and type of
-each tensor of the state dict), `meta.json` (how to fill the weights, tolerances) and `case.npz` (outputs, losses,
+each tensor of the state dict), `meta.json` (how to fill the weights, tolerances) and `case*.npz` (outputs, losses,
 gradient norms). No weights are stored: `reference/fill.py` makes them from the names of the tensors.
 """
 import copy
@@ -82,7 +82,7 @@ class Case:
     prefix: str = ""  # of the keys in case.npz
     extra: Callable = lambda batch: {}  # batch -> what forward gets besides it
     hooked: Callable = lambda name: (name, None)  # "act/<name>" -> (module, index into its output or None)
-    stored: str = "case.npz"  # file of the numbers
+    stored: str = "case"  # .npz with the numbers
     pixels: tuple = (0, 1)  # first one and step of the rows and columns of pred_mask that it has
     unbiased: bool = False  # the stored standard deviations divide by n - 1
     sizes: tuple = ()  # other (H, W) up to the case's own that must work
@@ -107,7 +107,7 @@ CASES = [
     *MODEL_CASES,
     Case("cat_net", "Cat_Net", {"input_range": "imdlbenco"}, extra=cat_net_coefficients, hooked=cat_net_hooks,
          unbiased=True),
-    Case("sparse_vit", "SparseViT", extra=enlarged, hooked=sparse_vit_hooks, stored="case_default512.npz",
+    Case("sparse_vit", "SparseViT", extra=enlarged, hooked=sparse_vit_hooks, stored="case_default512",
          pixels=(2, 8), unbiased=True),
 ]
 
@@ -162,8 +162,8 @@ def relative(value, stored):
 
 def compare(case, model):
     """Yield (kind, name, difference) for each stored number, in the measures that the meta.json files state."""
-    stored = {key.removeprefix(case.prefix): value
-              for key, value in np.load(REFERENCE / case.name / case.stored).items() if key.startswith(case.prefix)}
+    numbers = np.load(REFERENCE / case.name / f"{case.stored}.npz")
+    stored = {key.removeprefix(case.prefix): value for key, value in numbers.items() if key.startswith(case.prefix)}
     # Ours lacks ObjectFormer's loss that is always 0, Mesorch's second name of its loss, and maps that it never makes
     # (test_mesorch.py makes them).
     for name in ("loss/lable_loss", "loss/predict_maks_loss", "act/up_c4", "act/up_s4"):
