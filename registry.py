@@ -415,12 +415,13 @@ def is_given(name, argv=None):
 
 
 def is_pretrained_flag(parameter):
-    """Tell whether a bool parameter asks for pretrained weights, by its name `pretrained...`."""
-    return parameter.name.startswith("pretrained") and bool in (parameter.annotation, type(parameter.default))
+    """Tell whether a bool parameter asks for pretrained weights, by its name `pretrained...` or `..._pretrain`."""
+    named = parameter.name.startswith("pretrained") or parameter.name.endswith("_pretrain")
+    return named and bool in (parameter.annotation, type(parameter.default))
 
 
 def is_starting_weights(parameter):
-    """Tell whether a parameter only says which weights a training starts from: `pretrained...`, or an optional path."""
+    """Tell whether a parameter only says which weights a training starts from: a bool as above, or an optional path."""
     named = parameter.name.startswith("pretrained") or parameter.name.endswith("_path")
     return is_pretrained_flag(parameter) or named and parameter.default is not parameter.empty
 

@@ -1,4 +1,7 @@
 """The weights that training starts from: those in a file, or those that timm downloads."""
+import torch
+from torch import nn
+
 from checkpoint import load_checkpoint, state_dict_of
 from log import say
 from registry import UserError
@@ -75,3 +78,16 @@ def prepend_model(state_dict, prefix):
     """Rename a state dict's `<prefix>x` to `<prefix>model.x`: files of authors whose network IMDL-BenCo has wrapped."""
     for name in [name for name in state_dict if name.startswith(prefix)]:
         state_dict[f"{prefix}model.{name[len(prefix):]}"] = state_dict.pop(name)
+
+
+def add_channels(conv, count):
+    """Return `conv` for `count` more input channels, with random weights for these, and without a bias, as published.
+
+    The new weights are Kaiming-normal, as if the new channels were all.
+    """
+    old = conv.in_channels
+    new = nn.Conv2d(old + count, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+    with torch.no_grad():
+        new.weight[:, :old] = conv.weight
+        nn.init.kaiming_normal_(new.weight[:, old:])
+    return new

@@ -582,7 +582,7 @@ def test_no_weights_to_start_from_are_fetched(repo, capsys):
         from registry import MODELS
 
         @MODELS.register_module()
-        def Net(pretrained: bool = True, pretrained_net=True, pretrained_dct: Optional[str] = None,
+        def Net(pretrained: bool = True, net_pretrain=True, pretrained_dct: Optional[str] = None,
                 start_path: str = "default.pth", data_path_like: str = "x"): pass
 
         @MODELS.register_module()
@@ -591,9 +591,9 @@ def test_no_weights_to_start_from_are_fetched(repo, capsys):
     assert repo.parse("", {"model": "Bare", "if_padding": True, "pretrained": True, "seed": 7})[1] == {
         "pretrained": False, "seed": 42}  # which is the script's own flag, of concern to this run
     capsys.readouterr()
-    stored = {"model": "Net", "if_padding": True, "pretrained": True, "pretrained_net": True, "pretrained_dct": "a.pth",
+    stored = {"model": "Net", "if_padding": True, "pretrained": True, "net_pretrain": True, "pretrained_dct": "a.pth",
               "start_path": "b.pth", "data_path_like": "y"}
-    left_out = {"pretrained": False, "pretrained_net": False, "pretrained_dct": None, "start_path": "default.pth",
+    left_out = {"pretrained": False, "net_pretrain": False, "pretrained_dct": None, "start_path": "default.pth",
                 "data_path_like": "y"}
     assert repo.parse("", stored)[1] == left_out
     assert capsys.readouterr().out == "taken from c.pth: --model Net --if_padding --data_path_like y\n"
