@@ -59,6 +59,12 @@ def mantranet_hooks(name):
     return modules.get(name, f"IMTFE.{name}".replace(".block", ".middle_and_last_block.")), None
 
 
+def span_hooks(name):
+    modules = {"srm": "featex.SRMConv2D", "featex_normalised": "featex", "logit": "last_layer",
+               "block10": "featex.middle_and_last_block.10", "block22_conv": "featex.middle_and_last_block.22"}
+    return modules.get(name, name.replace("attention", "pixel_attention.")), None
+
+
 @dataclass
 class Case:
     """One row of the table: a model and where its numbers are."""
@@ -88,6 +94,7 @@ MODEL_CASES = [  # one row per model
          sizes=((64, 96), (75, 100))),
     Case("mantranet", "MantraNet", stored="case_bce", hooked=mantranet_hooks, unbiased=True,
          sizes=((64, 96), (75, 100), (2, 3)), mixes=True),
+    Case("span", "SPAN", stored="case_local", hooked=span_hooks, unbiased=True, sizes=((64, 96), (75, 100), (2, 3))),
 ]
 CASES = [
     *MODEL_CASES,
@@ -96,6 +103,7 @@ CASES = [
     Case("mantranet", "MantraNet", {"double_sigmoid": True}, hooked=mantranet_hooks, unbiased=True),
     Case("mantranet", "MantraNet", {"with_GRU": True, "double_sigmoid": True}, stored="case_gru", keys="keys_gru",
          hooked=mantranet_hooks, unbiased=True),
+    Case("span", "SPAN", {"attention": "imdlbenco"}, hooked=span_hooks, unbiased=True),
 ]
 
 
