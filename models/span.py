@@ -129,6 +129,6 @@ def add_decoder(module, state_dict, prefix, *args):
     """Give a checkpoint of IMDL-BenCo, which lacks the decoder, this module's own before loading, and say so."""
     if f"{prefix}outlier_trans.weight" not in state_dict or f"{prefix}last_layer.0.weight" in state_dict:
         return
-    say("note: these weights of SPAN hold no decoder (last_layer), so it stays as it is: train it before you use a mask")
+    say("note: these weights of SPAN hold no decoder (last_layer), so it stays as it is: train it before using a mask")
     for name, value in module.last_layer.state_dict().items():
         state_dict[f"{prefix}last_layer.{name}"] = value

@@ -32,7 +32,7 @@ def test_flat_image_has_finite_gradients(with_GRU):
     """Its features have no deviation, and a negative lower bound doesn't raise it."""
     model = MantraNet(with_GRU=with_GRU)
     torch.nn.init.constant_(model.AnomalyDetector.sigma_F, -0.5)
-    model.AnomalyDetector.adaptation.weight.data[:8] = 0  # no deviation but for rounding is not yet none
+    model.AnomalyDetector.adaptation.weight.data[:8] = 0  # rounding alone gives the others a deviation
     result = model(torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16))
     result["backward_loss"].backward()
     assert result["pred_mask"].isfinite().all()

@@ -158,8 +158,8 @@ def relative(value, stored):
 
 def compare(case, model):
     """Yield (kind, name, difference) for each stored number, in the measures that the meta.json files state."""
-    stored = {key.removeprefix(case.prefix): value
-              for key, value in np.load(REFERENCE / case.name / f"{case.stored}.npz").items() if key.startswith(case.prefix)}
+    numbers = np.load(REFERENCE / case.name / f"{case.stored}.npz")
+    stored = {key.removeprefix(case.prefix): value for key, value in numbers.items() if key.startswith(case.prefix)}
     stored.pop("loss/lable_loss", None)  # ObjectFormer's, always 0; ours leaves it out
     names = {key.partition("/")[2] for key in stored if key.startswith(("act/", "map/"))}
     outputs, hooks = record(case, model, names)
