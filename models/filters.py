@@ -41,14 +41,26 @@ class SobelConv(nn.Module):
         return F.conv2d(channel_sum, self.weight[:, :1], padding=1)  # (B, 1, H, W)
 
 
+def constrained(parameter, constraint, training):
+    """Return constraint(parameter) with the gradient of `parameter`, as in the published trainings.
+
+    There the optimizer steps freely from constrained weights, and the next forward constrains them again. So the
+    constraint is not differentiated, and in training mode the parameter itself is overwritten by the constrained
+    weights; eval mode leaves it as it is.
+    """
+    with torch.no_grad():
+        value = constraint(parameter)
+        if training:
+            parameter.copy_(value)
+    return value + (parameter - parameter.detach())  # the bracket is exactly 0
+
+
 class BayarConv(nn.Module):
     """Constrained convolution (Bayar and Stamm 2018), 5x5, zero padding 2, no bias: (B, in, H, W) -> (B, out, H, W).
 
     Each filter predicts a pixel from its 24 neighbours and subtracts the pixel: the neighbours' weights sum to 1, the
-    centre is -1. `kernel` (in, out, 24) holds the neighbours' weights row by row. The constraint is enforced as in the
-    published training: the optimizer steps freely from normalised weights, and the next forward normalises again. So
-    the division is not differentiated, and in training mode the parameter itself is overwritten by the normalised
-    weights; eval mode leaves it as it is. Stays float32 under autocast: rounded weights would not sum to 0.
+    centre is -1. `kernel` (in, out, 24) holds the neighbours' weights row by row; see `constrained`. Stays float32
+    under autocast: rounded weights would not sum to 0.
     """
 
     def __init__(self, in_channels, out_channels):
@@ -56,13 +68,30 @@ class BayarConv(nn.Module):
         self.kernel = nn.Parameter(torch.rand(in_channels, out_channels, 24))
 
     def forward(self, x):
-        with torch.no_grad():
-            normalised = self.kernel / self.kernel.sum(dim=2, keepdim=True)
-            if self.training:
-                self.kernel.copy_(normalised)
-        # the value of `normalised` with the gradient of `kernel`: the bracket is exactly 0
-        neighbours = normalised + (self.kernel - self.kernel.detach())
+        neighbours = constrained(self.kernel, lambda kernel: kernel / kernel.sum(dim=2, keepdim=True), self.training)
         centre = neighbours.new_full((*neighbours.shape[:2], 1), -1.0)
         weight = torch.cat((neighbours[..., :12], centre, neighbours[..., 12:]), dim=2).transpose(0, 1)  # (out, in, 25)
         with torch.autocast(x.device.type, enabled=False):
             return F.conv2d(x.float(), weight.unflatten(2, (5, 5)), padding=2)
+
+
+class WholeBayarConv(nn.Conv2d):
+    """BayarConv without padding, its `weight` (out, in, 5, 5) stored whole, with the centres. Call it in float32.
+
+    The published gradient is that of the constrained weight: that of the centre is not 0.
+    """
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels, 5, bias=False)
+        nn.init.uniform_(self.weight)  # of one sign: where a sum is near 0, the division makes the weights huge
+
+    @staticmethod
+    def constraint(weight):
+        weight = weight.clone()
+        weight[..., 2, 2] = 0
+        weight /= weight.sum((2, 3), keepdim=True)
+        weight[..., 2, 2] = -1
+        return weight
+
+    def forward(self, x):
+        return F.conv2d(x, constrained(self.weight, self.constraint, self.training))
