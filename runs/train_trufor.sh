@@ -4,6 +4,7 @@
 # MIT_B2=mit_b2.pth, from NVlabs/SegFormer (both non-commercial). With PHASE2=its checkpoint instead of these two, phase 3
 # (confidence and score) follows. What the network sees is as in that script too (input_range imdlbenco);
 # INPUT_RANGE=authors gives Noiseprint++ what it was trained on.
+# --resume needs none of these weights.
 #   DATA=CASIA2 TEST=CASIA1 sh runs/train_trufor.sh [more flags of train.py]
 DATA=${DATA:?set DATA to the training set: folder with Tp/ and Gt/, or a JSON}
 TEST=${TEST:?set TEST to the test set, or a JSON of several}
@@ -13,9 +14,11 @@ if [ -n "${PHASE2:-}" ]; then
     set -- --phase 3 --pretrained_phase2 "$PHASE2" "$@"
 else
     OUTPUT=${OUTPUT:-output_trufor}
-    NOISEPRINT=${NOISEPRINT:?set NOISEPRINT to noiseprint++.th, or PHASE2 to a checkpoint of phase 2}
-    MIT_B2=${MIT_B2:?set MIT_B2 to mit_b2.pth}
-    set -- --phase 2 --pretrained_noiseprint "$NOISEPRINT" --pretrained_mit_b2 "$MIT_B2" "$@"
+    case " $* " in *" --resume "* | *" --resume="*) ;; *)
+        : "${NOISEPRINT:?set NOISEPRINT to noiseprint++.th, or PHASE2 to a checkpoint of phase 2}"
+        : "${MIT_B2:?set MIT_B2 to mit_b2.pth}" ;;
+    esac
+    set -- --phase 2 ${NOISEPRINT:+--pretrained_noiseprint "$NOISEPRINT"} ${MIT_B2:+--pretrained_mit_b2 "$MIT_B2"} "$@"
 fi
 
 . "$(dirname "$0")/launch.sh"

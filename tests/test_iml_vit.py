@@ -110,16 +110,20 @@ def test_other_files_are_refused(tmp_path, content):
         IML_ViT(vit_pretrain_path=str(path), **SMALL)
 
 
-def test_launcher_needs_no_mae_weights_to_resume(tmp_path):
+@pytest.mark.parametrize("launcher, variable, flag", [
+    ("iml_vit", "MAE", "--vit_pretrain_path"), ("span", "IMTFE", "--weight_path"),
+    ("mesorch", "MIT", "--seg_pretrain_path"), ("mscdi_net", "MIT_B4", "--backbone_weights_path"),
+    ("sparse_vit", "UNIFORMER", "--pretrained_path"), ("trufor", "MIT_B2", "--pretrained_mit_b2")])
+def test_launchers_need_no_starting_weights_to_resume(tmp_path, launcher, variable, flag):
     def run(*flags, **env):
-        done = subprocess.run(["sh", str(ROOT / "runs" / "train_iml_vit.sh"), *flags], capture_output=True, text=True,
-                              cwd=tmp_path, env={"PATH": os.environ["PATH"], "PYTHON": "echo", "DATA": "d", "TEST": "t",
-                                                 **env})
+        done = subprocess.run(["sh", str(ROOT / "runs" / f"train_{launcher}.sh"), *flags], capture_output=True,
+                              text=True, cwd=tmp_path,
+                              env={"PATH": os.environ["PATH"], "PYTHON": "echo", "DATA": "d", "TEST": "t", **env})
         return done.returncode, done.stdout + done.stderr
 
     for flags in (["--resume", "auto"], ["--lr", "1", "--resume=auto"]):
         code, printed = run(*flags)
-        assert code == 0 and "--vit_pretrain_path" not in printed and printed.rstrip().endswith(" ".join(flags))
-    assert "--vit_pretrain_path my mae.pth --if_padding" in run("--resume", "auto", MAE="my mae.pth")[1]
-    code, printed = run("--lr", "1")
-    assert code != 0 and "set MAE to mae_pretrain_vit_base.pth" in printed and "--model" not in printed
+        assert code == 0 and flag not in printed and printed.rstrip().endswith(" ".join(flags))
+    assert f"{flag} my weights.pth --" in run("--resume", "auto", **{variable: "my weights.pth"})[1]
+    code, printed = run("--lr", "1", **({"NOISEPRINT": "n"} if launcher == "trufor" else {}))
+    assert code != 0 and f"set {variable} to " in printed and "--model" not in printed
