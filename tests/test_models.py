@@ -372,6 +372,7 @@ def test_failed_download_names_the_flag_and_the_cure(monkeypatch, file, name, ar
         raise ConnectionError("no network\nand a second line")
     importlib.import_module(f"models.{file}")
     monkeypatch.setattr(timm, "create_model", fail)
+    monkeypatch.setattr("models.weights.cached_weights", lambda config: None)
     with pytest.raises(UserError, match=message):
         MODELS.get(name)(**args)
 

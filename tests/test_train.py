@@ -104,7 +104,7 @@ def test_progress_lines(run):
                         rf"grad_norm: {pair}  time: {number}  data: {number} \(\d+%\)  images/s: \d+\.\d"
                         r"(  max mem: .*)?",
                         lines[1]), lines[1]
-    assert re.search(r"model MyModel: 28 parameters, 28 of them trainable; 1 process\(es\) on c", run[1])
+    assert re.search(r"model MyModel: 28 parameters, 28 of them trainable; 1 process on c", run[1])
     assert "Test: [3]  all  pixel-level F1: " in run[1] and "(9 images, 2 left out)" in run[1]
 
 
