@@ -245,7 +245,7 @@ def test_weights_that_are_not_finite_are_never_saved():
     for name, value in (("net.1.running_var", math.nan), ("net.4.bias", math.inf)):
         broken = copy.deepcopy(model)
         broken.state_dict()[name].fill_(value)
-        with pytest.raises(UserError, match=f"after epoch 3 the weights are not finite .1 tensors, first {name}"):
+        with pytest.raises(UserError, match=f"after epoch 3 the weights are not finite .1 tensor, first {name}"):
             checkpoint.refuse_broken_weights(broken, 3)
 
 
