@@ -95,7 +95,7 @@ def test_what_a_folder_means(tmp_path):
         assert path.name == "checkpoint-11.pth" and why.endswith("(which records no best)")
 
 
-@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict", "net", None])
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict", "net", "network", None])
 def test_where_a_state_dict_may_lie_and_numpy_beside_it(tmp_path, key):
     """NumPy's scalars and arrays are no code, also as NumPy 1 named them."""
     state = models.mymodel.MyModel().state_dict()
