@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train: TruFor, Guillaro et al., CVPR 2023.
 # Settings of IMDL-BenCo's script, for phase 2 (the mask). NOISEPRINT=noiseprint++.th, from grip-unina/TruFor, and
-# MIT_B2=mit_b2.pth, from NVlabs/SegFormer (both non-commercial). With PHASE2=its checkpoint instead of these two, phase 3
-# (confidence and score) follows. What the network sees is as in that script too (input_range imdlbenco);
+# MIT_B2=mit_b2.pth, from NVlabs/SegFormer (both non-commercial). With PHASE2=its checkpoint instead of these two,
+# phase 3 (confidence and score) follows. What the network sees is as in that script too (input_range imdlbenco);
 # INPUT_RANGE=authors gives Noiseprint++ what it was trained on.
 # --resume needs none of these weights.
 #   DATA=CASIA2 TEST=CASIA1 sh runs/train_trufor.sh [more flags of train.py]

@@ -253,7 +253,8 @@ def test_flags_checkpoints_and_models(bad, tmp_path, name):
 CHECKPOINT_CASES = {
     "truncated": "is truncated or is not a checkpoint", "zero_bytes": "is truncated or is not a checkpoint",
     "text": "is truncated or is not a checkpoint", "gone": "No such file", "list": "no state dict",
-    "no_state": "no state dict under model, state_dict, model_state_dict, net or network, nor by itself: its keys are model.",
+    "no_state": "no state dict under model, state_dict, model_state_dict, net or network, nor by itself: its keys are "
+                "model.",
     "empty_dict": "no state dict", "misnamed": "its keys are weights, epoch. Give",
     "whole_model": "holds the object models.mymodel.MyModel, which can execute code",
     "code": "mkdir, which can execute code", "code_in_array": "mkdir, which can execute code",

@@ -222,11 +222,12 @@ def main():
     for document, content in documents.items():
         content = rewrite_paths(document, content, target_of, target)
         write_file(target_of(document), json.dumps(content, indent=1))
+    dataset = "".join(f"; the dataset is {target_of(document)}" for document in list(documents)[:1])
     print(f"{args.target}: {counted(count['changed'], 'file')} changed, {count['copied']} copied, {count['there']} "
-          "already there" + "".join(f"; the dataset is {target_of(document)}" for document in list(documents)[:1]))
+          f"already there{dataset}")
     if broken:
-        raise UserError(f"{len(broken)} of {len(files)} files can't be read and are left out, first {broken[0].rstrip('.')}; "
-                        "fix them and run again.")
+        raise UserError(f"{len(broken)} of {len(files)} files can't be read and are left out, first "
+                        f"{broken[0].rstrip('.')}; fix them and run again.")
 
 
 if __name__ == "__main__":
