@@ -2,15 +2,18 @@
 
     python save_images.py --checkpoint_path output --test_data_path CASIA1 --save_overlay
     python save_images.py --checkpoint_path output/checkpoint-7.pth --test_data_path photo.jpg
+    python save_images.py --checkpoint_path output --test_data_path photo.jpg --gradcam backbone.stages_3
 
 Takes labelled sets, plain folders of images, and image files. What the command line leaves out (model, its flags, size)
 is taken from the checkpoint. Writes to --output_dir: pred/ with 8-bit PNGs (probability x 255), in the sub-folders of
 the images; scores.csv (name, label, score, PNG); pred_label_rank<r>.json and pred_label_combined.json (name ->
-probability) if the model has pred_label; with --save_overlay overlay/ with image, mask and heat map side by side.
+probability) if the model has pred_label; with --save_overlay overlay/ with image, mask and heat map side by side; with
+--gradcam gradcam/ with a layer's Grad-CAM over the image as PNG, and by itself as float32 .npy of the image's size.
 """
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import json
 import os
 
@@ -22,6 +25,7 @@ import data
 import ddp
 from checkpoint import load_chosen, stored_args
 from evaluate import check_output, eval_mode, label_scores
+from gradcam import GradCam
 from log import Progress, csv_lines, open_output, say, write_file
 from metrics import PixelF1, refuse_bad_values
 from registry import UserError, build_model, counted, exit_on_user_error, parse_args, post_function, script_parser
@@ -35,6 +39,11 @@ def get_args():
     group.add_argument("--checkpoint_path", required=True,
                        help="checkpoint file, or a folder: its best checkpoint, or its newest if it records no best")
     group.add_argument("--save_overlay", action="store_true", help="also write image, mask and heat map side by side")
+    group.add_argument("--gradcam", default=None, metavar="LAYER",
+                       help="also write the Grad-CAM of a layer: a name of model.named_modules(), backbone.layer4 say")
+    group.add_argument("--gradcam_target", choices=("mask", "label"), default="mask",
+                       help="what Grad-CAM explains: the mask where it is above 0.5, or the image-level score "
+                            "(default: %(default)s)")
     for name in ("metrics", "log_dir", "if_predict_label"):  # IMDL-BenCo's launchers pass them
         parser.add_argument(f"--{name}", nargs="*", dest=f"unused_{name}", help=argparse.SUPPRESS)
     return parse_args(parser, find_stored=stored_args)
@@ -43,12 +52,12 @@ def get_args():
 def open_images(paths, output_dir, **options):
     """Open what --test_data_path gives, one path or several image files; return {name: dataset}.
 
-    A plain folder is taken without an earlier run's masks in `output_dir`.
+    A plain folder is taken without what an earlier run wrote to `output_dir`.
     """
     is_set = not os.path.isfile(paths[0]) or paths[0].lower().endswith(".json")
     if len(paths) == 1 and is_set:
         return data.open_sets(paths[0], "--test_data_path", allowed=("ManiDataset", "JsonDataset", "FolderDataset"),
-                              leave_out=(output_dir / "pred", output_dir / "overlay"), **options)
+                              leave_out=[output_dir / name for name in ("pred", "overlay", "gradcam")], **options)
     try:
         return {"images": data.FilesDataset(paths, **options)}
     except UserError as error:
@@ -92,7 +101,7 @@ def row_names(test_set, folder=""):
 
 
 def restore_size(pred, shape, original, padding):
-    """Bring a prediction (S, S) float back to the image's original (H, W) as uint8.
+    """Bring a map (S, S) float back to the image's original (H, W) as float32 in 0..1.
 
     Padding is cut off, and what padding mode had cropped away is 0; otherwise it is resized bilinearly.
     """
@@ -102,16 +111,33 @@ def restore_size(pred, shape, original, padding):
         full[:shape[0], :shape[1]] = pred[:shape[0], :shape[1]]
     else:
         full = cv2.resize(pred, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.rint(full.clip(0, 1) * 255).astype(np.uint8)
+    return full.clip(0, 1)
+
+
+def to_bytes(values):
+    """Turn a float map in 0..1 into uint8."""
+    return np.rint(values * 255).astype(np.uint8)
+
+
+def heat_over(image, values):
+    """Lay a map (H, W) uint8 as colours over an image (H, W, 3) BGR."""
+    return cv2.addWeighted(image, 0.5, cv2.applyColorMap(values, cv2.COLORMAP_JET), 0.5, 0)
+
+
+def write_gradcam(file, test_set, index, cam):
+    """Write a Grad-CAM (H, W) float32 over its image as a PNG, and by itself as .npy beside it."""
+    image = cv2.cvtColor(test_set.read(index)[0], cv2.COLOR_RGB2BGR)
+    write_png(file, heat_over(image, to_bytes(cam)))
+    with file.with_suffix(".npy").open("wb") as opened:
+        np.save(opened, cam)
 
 
 def write_overlay(file, test_set, index, pred):
     """Write image, mask (where there are labels) and heat map of the prediction side by side."""
     image, mask, _ = test_set.read(index)
     image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    heat = cv2.addWeighted(image, 0.5, cv2.applyColorMap(pred, cv2.COLORMAP_JET), 0.5, 0)
     truth = [] if isinstance(test_set, data.FolderDataset) else [cv2.cvtColor(mask * 255, cv2.COLOR_GRAY2BGR)]
-    write_png(file, np.concatenate([image, *truth, heat], axis=1))
+    write_png(file, np.concatenate([image, *truth, heat_over(image, pred)], axis=1))
 
 
 def write_png(file, pixels):
@@ -153,15 +179,16 @@ def main():
                                   ddp.world_size())
         with (concurrent.futures.ThreadPoolExecutor(4) as pool, torch.no_grad(),
               eval_mode(model, not args.no_model_eval),
+              GradCam(model, args.gradcam, args.gradcam_target) if args.gradcam else contextlib.nullcontext() as cam,
               Progress(f"predicting {set_name}", len(test_set), not args.no_progress) as bar):
             for step, loaded in enumerate(loader):
                 indices = loaded["index"].tolist()
                 batch = data.to_device(loaded, device)
                 with torch.autocast(device.type, enabled=device.type == "cuda" and not args.if_not_amp):
-                    output = model(**batch)
+                    output = cam.run(**batch) if cam else model(**batch)
                 if step == 0:
                     check_output(output, batch, [PixelF1()], args.model)  # which needs what is saved, pred_mask
-                pred = output["pred_mask"].float()
+                pred = output["pred_mask"].detach().float()
                 lowest, highest = pred.amin(dim=(1, 2, 3)).tolist(), pred.amax(dim=(1, 2, 3)).tolist()
                 refuse_bad_values([PixelF1()], lowest, highest, [False] * len(pred), batch["name"], args.model)
                 clipped = clipped or min(lowest) < 0 or max(highest) > 1
@@ -172,19 +199,26 @@ def main():
                     png = os.path.join("pred", folder, files[i])
                     rows[png] = {"name": listed[i], "label": label if labelled else "", "score": value, "png": png}
 
-                # masks and overlays
+                # masks, overlays, Grad-CAMs
                 jobs = []
-                for i, one, shape, original in zip(indices, pred[:, 0].cpu().numpy(), loaded["shape"].tolist(),
-                                                   loaded["original_shape"].tolist()):
-                    mask = restore_size(one, shape, original, args.if_padding)
+                cams = cam.maps(output, batch["shape"]).numpy() if cam else [None] * len(indices)
+                for i, one, heat, shape, original in zip(indices, pred[:, 0].cpu().numpy(), cams,
+                                                         loaded["shape"].tolist(), loaded["original_shape"].tolist()):
+                    mask = to_bytes(restore_size(one, shape, original, args.if_padding))
                     jobs.append(pool.submit(write_png, output_dir / "pred" / folder / files[i], mask))
                     if args.save_overlay:
                         overlay = output_dir / "overlay" / folder / files[i]
                         jobs.append(pool.submit(write_overlay, overlay, test_set, i, mask))
+                    if cam:
+                        heat = restore_size(heat, shape, original, args.if_padding)
+                        gradcam = output_dir / "gradcam" / folder / files[i]
+                        jobs.append(pool.submit(write_gradcam, gradcam, test_set, i, heat))
                 for job in jobs:
                     job.result()
                 bar.update(len(indices) * ddp.world_size())
         say(f"{counted(len(test_set), 'mask')} in {output_dir / 'pred' / folder}")
+        if args.gradcam:
+            say(f"Grad-CAM of {args.gradcam} in {output_dir / 'gradcam' / folder}")
 
     if any(ddp.gather(clipped)):
         say(f"note: pred_mask of {args.model} leaves 0..1, as logits do: the masks are clipped to it")
