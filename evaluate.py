@@ -132,7 +132,7 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
                 if not checked:
                     check_output(output, batch, metrics, model_name)
                     checked = True
-                table = score_batch(output, batch, loaded["shape"], metrics, model_name)
+                table = score_batch(output, batch, metrics, model_name)
                 record.append((loaded["index"].numpy(), table, batch["name"] if keep_names else []))
                 if on_batch:
                     on_batch(batch, output)
@@ -174,17 +174,17 @@ def image_metrics(metrics):
     return [metric for metric in metrics if not isinstance(metric, PixelMetric)]
 
 
-def score_batch(output, batch, shape, metrics, model_name):
+def score_batch(output, batch, metrics, model_name):
     """Return a (B, 2 + pixel metrics) float64 array of one batch: score, label, pixel metrics.
 
-    The device is read once, at the end; `shape` is the batch's on the CPU, since reading the device's stops it.
+    The device is read once, at the end.
     """
     score, label = label_scores(output, batch["label"]), batch["label"].double()
     columns = [torch.full_like(label, torch.nan) if score is None else score, label]
     if pixel_metrics(metrics):
         if output["pred_mask"].shape != batch["mask"].shape:
             check_output(output, batch, metrics, model_name)  # which refuses it: the form has changed since the start
-        pixels = valid_pixels(output["pred_mask"], batch["mask"], shape)
+        pixels = valid_pixels(output["pred_mask"], batch["mask"], batch["shape"])
         columns += [metric.compute(pixels) for metric in pixel_metrics(metrics)] + pixels.checks()
     columns = torch.stack(columns).cpu().numpy()
     score, label = columns[:2]

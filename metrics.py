@@ -8,6 +8,7 @@ Pixel metrics are computed per image inside its valid area and averaged over the
 and IoU need something tampered, AUC both classes); image metrics are computed once over all (score, label). A pixel or
 image is called tampered when its score is above the threshold.
 """
+import numpy as np
 import torch
 
 from registry import UserError, nearest
@@ -19,14 +20,15 @@ class Samples:
     """Scores and 0/1 truth of several samples of any size, with the counts and the AUC that metrics share.
 
     A sample is one image's valid pixels, or a whole set's image scores. All results hold one value per sample, (B,)
-    float64, and stay on the scores' device, so that a batch on the GPU is read once and not once per image.
+    float64. NumPy, because on a CPU it counts several times faster than torch.
     """
 
     def __init__(self, scores, truth):
         if not all(score.numel() for score in scores):
             raise UserError("an image has no valid pixel; give a shape or shape_mask that keeps at least one.")
-        self.scores = [score if score.dtype == torch.float64 else score.float() for score in scores]
-        self.given_truth, self.truth = truth, [given > 0.5 for given in truth]
+        self.scores = [(x if x.dtype == torch.float64 else x.float()).detach().numpy() for x in scores]
+        self.given_truth = [given.numpy() for given in truth]
+        self.truth = [given == 1 for given in self.given_truth]
         self._counts, self._auc = {}, None
 
     def counts(self, threshold):
@@ -35,50 +37,105 @@ class Samples:
             counts = []
             for score, truth in zip(self.scores, self.truth):
                 positive = score > threshold
-                tp = torch.count_nonzero(positive & truth)
-                fp = torch.count_nonzero(positive) - tp
-                fn = torch.count_nonzero(truth) - tp
-                counts.append(torch.stack([tp, fp, fn, truth.numel() - tp - fp - fn]))
-            self._counts[threshold] = torch.stack(counts, dim=1).double().unbind()
+                tp = np.count_nonzero(positive & truth)
+                fp = np.count_nonzero(positive) - tp
+                fn = np.count_nonzero(truth) - tp
+                counts.append((tp, fp, fn, truth.size - tp - fp - fn))
+            self._counts[threshold] = torch.tensor(counts, dtype=torch.float64).unbind(dim=1)
         return self._counts[threshold]
 
     def auc(self):
         """Area under the ROC curve."""
         if self._auc is None:
-            self._auc = torch.stack([exact_auc(score, truth) for score, truth in zip(self.scores, self.truth)])
+            self._auc = torch.tensor([exact_auc(torch.from_numpy(score), torch.from_numpy(truth))
+                                      for score, truth in zip(self.scores, self.truth)], dtype=torch.float64)
         return self._auc
 
     def checks(self):
         """Lowest score, highest score (both NaN when any is), and 1 where the truth holds more than 0 and 1."""
-        lowest, highest = zip(*(torch.aminmax(score) for score in self.scores))
-        bad_truth = [(truth != given).any() for truth, given in zip(self.truth, self.given_truth)]
-        return [torch.stack(values).double() for values in (lowest, highest, bad_truth)]
+        rows = [(score.min(), score.max(), np.count_nonzero(truth) + np.count_nonzero(given == 0) != truth.size)
+                for score, truth, given in zip(self.scores, self.truth, self.given_truth)]
+        return list(torch.tensor(rows, dtype=torch.float64).unbind(dim=1))
+
+
+class BatchSamples(Samples):
+    """The same for the images of a batch on a GPU: few operations of the whole batch, and nothing waits for them.
+
+    Args:
+        pred, mask: (B, 1, H, W)
+        valid: (B, 1, H, W) bool
+    """
+
+    def __init__(self, pred, mask, valid):
+        self.pred = (pred if pred.dtype == torch.float64 else pred.float()).flatten(1)
+        self.given_truth, self.valid = mask.flatten(1), valid.flatten(1)
+        self.truth = (self.given_truth == 1) & self.valid
+        self._counts, self._auc = {}, None
+
+    def counts(self, threshold):
+        if threshold not in self._counts:
+            positive = (self.pred > threshold) & self.valid
+            tp = (positive & self.truth).sum(dim=1)
+            fp, fn = positive.sum(dim=1) - tp, self.truth.sum(dim=1) - tp
+            tn = self.valid.sum(dim=1) - tp - fp - fn
+            self._counts[threshold] = torch.stack([tp, fp, fn, tn]).double().unbind()
+        return self._counts[threshold]
+
+    def auc(self):
+        if self._auc is None:
+            # An invalid pixel is authentic and above all valid ones.
+            score = torch.where(self.valid, self.pred, 1.5)
+            self._auc = batch_auc(score, self.truth, self.valid.sum(dim=1))
+        return self._auc
+
+    def checks(self):
+        lowest = torch.where(self.valid, self.pred, torch.inf).amin(dim=1)
+        highest = torch.where(self.valid, self.pred, -torch.inf).amax(dim=1)
+        bad_truth = (self.valid & (self.given_truth != 0) & (self.given_truth != 1)).any(dim=1)
+        return [values.double() for values in (lowest, highest, bad_truth)]
+
+
+def sorted_keys(score, truth):
+    """Return the scores along the last dimension as sorted integers, with the truth in the lowest bit.
+
+    The bits of non-negative floats sort like the floats, and integers sort many times faster than an argsort. Authentic
+    comes before tampered among equal scores. Adding 0 turns -0 into 0.
+    """
+    bits = torch.int64 if score.dtype == torch.float64 else torch.int32
+    return torch.sort((score + 0.0).view(bits).mul_(2).add_(truth)).values
 
 
 def exact_auc(score, truth):
     """Area under the ROC curve: the share of (tampered, authentic) pairs in the right order, ties counting one half.
 
-    Takes non-negative float32 or float64 scores and a bool truth of the same shape; returns a 0-dimensional float64
-    tensor, NaN when there is one class only.
+    Takes non-negative float32 or float64 scores and a bool truth of the same shape, on the CPU; returns a float, NaN
+    where there is one class only.
     """
-    # The bits of non-negative floats sort like the floats, and integers sort many times faster than an argsort. The
-    # truth rides in the lowest bit: authentic comes before tampered among equal scores. Adding 0 turns -0 into 0.
-    bits = torch.int64 if score.dtype == torch.float64 else torch.int32
-    keys = torch.sort((score.flatten() + 0.0).view(bits).mul_(2).add_(truth.flatten())).values
-    tampered = keys & 1
-    place = torch.arange(keys.numel(), dtype=bits, device=keys.device)
-
-    def first_place(values):
-        starts = torch.zeros_like(place)
-        starts[1:] = torch.where(values[1:] != values[:-1], place[1:], 0)
-        return starts.cummax(dim=0).values
-
+    keys = sorted_keys(score.flatten(), truth.flatten()).numpy()
+    places = np.flatnonzero(keys & 1)  # of the tampered
+    pairs = len(places) * (len(keys) - len(places))
     # A pixel's place, less the tampered before it, is the number of authentic before it, those of equal score included.
-    num_tampered = tampered.sum()
-    twice_before = 2 * (tampered * place).sum() - num_tampered * (num_tampered - 1)
-    tied = (tampered * (first_place(keys) - first_place(keys >> 1))).sum()
-    pairs = num_tampered * (keys.numel() - num_tampered)
-    return (twice_before - tied).double() / (2 * pairs).double()
+    before = int(places.sum()) - len(places) * (len(places) - 1) // 2
+    # Few scores are of both classes: there a tampered key follows the authentic one, which is less by 1.
+    tampered = keys[places]
+    first = tampered[keys[places - 1] == tampered - 1]
+    from_here, authentic = np.searchsorted(keys, first), np.searchsorted(keys, first - 1)
+    tied = int(((np.searchsorted(keys, first, "right") - from_here) * (from_here - authentic)).sum())
+    return (2 * before - tied) / (2 * pairs) if pairs else float("nan")
+
+
+def batch_auc(score, truth, count):
+    """`exact_auc` of each row of (B, N) scores in 0..1, as (B,) float64, without waiting for a GPU.
+
+    Only the `count` (B,) lowest scores of a row count; those above must be authentic.
+    """
+    keys = sorted_keys(score, truth)
+    tampered = keys & 1
+    place = torch.arange(keys.shape[1], device=keys.device)
+    number = tampered.sum(dim=1)
+    tied = torch.searchsorted(keys, keys) - torch.searchsorted(keys, keys - 1)  # authentic ones, of a tampered's score
+    twice = (tampered * (2 * place - tied)).sum(dim=1) - number * (number - 1)
+    return twice.double() / (2 * number * (count - number)).double()
 
 
 def f1(tp, fp, fn, tn):
@@ -264,12 +321,34 @@ def refuse_repeated(metrics):
 
 def valid_pixels(pred, mask, shape=None, shape_mask=None):
     """Return the `Samples` of each image's pixels inside its `shape` (h, w) and where its `shape_mask` is 1."""
+    if pred.device.type != "cpu":
+        return BatchSamples(pred, mask, valid_area(mask, shape, shape_mask))
     images = [pred.unbind(), mask.unbind()] + ([] if shape_mask is None else [shape_mask.unbind()])
     if shape is not None:
         images = [[one[..., :h, :w] for one, (h, w) in zip(maps, shape.tolist())] for maps in images]
     if shape_mask is not None:
-        images = [[one[valid > 0.5] for one, valid in zip(maps, images[2])] for maps in images]
-    return Samples(*images[:2])
+        images = zip(*(select(*image) for image in zip(*images)))
+    return Samples(*images)
+
+
+def valid_area(mask, shape=None, shape_mask=None):
+    """Return (B, 1, H, W) bool: what `valid_pixels` keeps."""
+    valid = torch.ones_like(mask, dtype=torch.bool) if shape_mask is None else shape_mask > 0.5
+    if shape is not None:
+        h, w = shape.to(mask.device)[:, :, None, None, None].unbind(dim=1)
+        rows, columns = (torch.arange(size, device=mask.device) for size in mask.shape[2:])
+        valid = valid & (rows[:, None] < h) & (columns < w)
+    return valid
+
+
+def select(pred, mask, shape_mask):
+    """Return an image's pred and mask (1, H, W) where its `shape_mask` is 1, not copied where that is a rectangle at the
+    top left."""
+    valid = shape_mask.numpy() > 0.5
+    h, w = np.count_nonzero(valid[0, :, :1]), np.count_nonzero(valid[0, :1])
+    if np.count_nonzero(valid) == np.count_nonzero(valid[:, :h, :w]) == h * w:
+        return pred[..., :h, :w], mask[..., :h, :w]
+    return pred[torch.from_numpy(valid)], mask[torch.from_numpy(valid)]
 
 
 def refuse_bad_values(metrics, lowest, highest, bad_truth, names=None, model_name="metric"):

@@ -54,8 +54,30 @@ def test_equals_scikit_learn_on_1000_random_cases():
         theirs = expected_values(score[valid], truth[valid])
         ours = [metric(score[None, None], truth[None, None], shape_mask, shape).item() for metric in pixel_metrics]
         assert all(map(same, ours, theirs)), (case, ours, theirs)
+        on_gpu = metrics.BatchSamples(score[None, None], truth[None, None], valid[None, None])
+        assert all(map(same, [metric.compute(on_gpu).item() for metric in pixel_metrics], theirs)), (case, theirs)
         ours = [metric(score[valid], truth[valid]) for metric in image_metrics]
         assert all(map(same, ours, [theirs[0], *theirs[2:]])), (case, ours, theirs)
+
+
+def test_a_batch_on_a_gpu():
+    """What a GPU computes of a whole batch, here on the CPU, is what the CPU computes image by image."""
+    generator = torch.Generator().manual_seed(0)
+    pred = torch.rand(4, 1, 9, 7, generator=generator)
+    mask = (torch.rand(4, 1, 9, 7, generator=generator) < 0.3).float()
+    shape, shape_mask = torch.tensor([[9, 7], [3, 7], [9, 1], [4, 4]]), torch.ones_like(mask)
+    pred[1, 0, 5:], mask[2, 0, :, 3], pred[3, 0, 2, 2] = torch.nan, 0.5, torch.nan  # two of them in the padding
+    shape_mask[0, 0, :, ::2] = 0
+    for given in ((shape, None), (None, shape_mask), (shape, shape_mask)):
+        gpu = metrics.BatchSamples(pred, mask, metrics.valid_area(mask, *given))
+        cpu = metrics.valid_pixels(pred, mask, *given)
+        for ours, theirs in zip((*gpu.counts(0.3), *gpu.checks()), (*cpu.counts(0.3), *cpu.checks())):
+            assert ours.dtype == theirs.dtype == torch.float64
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        defined = ~gpu.checks()[0].isnan() & (gpu.checks()[2] == 0)
+        torch.testing.assert_close(gpu.auc()[defined], cpu.auc()[defined], rtol=0, atol=1e-15, equal_nan=True)
+    assert gpu.checks()[2].tolist() == [0, 0, 0, 0] and gpu.checks()[0].isnan().tolist() == [False, False, False, True]
+
 
 
 def test_large_image_and_one_batch_of_different_images():
