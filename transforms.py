@@ -284,9 +284,10 @@ class GaussianBlurWrapper(AttackWrapper):
 
 
 class GaussianNoiseWrapper(AttackWrapper):
-    """Zero-mean Gaussian noise, drawn for each pixel and channel, then clipped to 0..255 and rounded.
+    """Zero-mean Gaussian noise, drawn for each pixel and channel, then rounded and clipped to 0..255.
 
-    The noise depends on (name, strength, seed) only, so neither the batch, the worker nor the process changes it.
+    It depends on (name, seed) only, so neither the batch, the worker nor the process changes it; the strength scales
+    it.
 
     Args:
         strengths: list of variances, or of standard deviations, on the 0-255 scale
@@ -310,16 +311,18 @@ class GaussianNoiseWrapper(AttackWrapper):
         return super().allows(strength) and strength >= 0
 
     def attack(self, image, strength, name):
-        text = f"{name}|{float(strength)}|{self.seed}"
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        rng = np.random.default_rng(int.from_bytes(digest, "big"))
-        noisy = rng.standard_normal(image.shape, np.float32)
-        noisy *= math.sqrt(strength) if self.unit == "variance" else strength
-        noisy += image
+        deviation = math.sqrt(strength) if self.unit == "variance" else strength
+        noise = unit_noise(name, self.seed, image.shape)
         if self.convention == "exact":
-            np.rint(noisy, out=noisy)
-        np.clip(noisy, 0, 255, out=noisy)
-        return noisy.astype(np.uint8)
+            return cv2.addWeighted(image, 1, noise, deviation, 0, dtype=cv2.CV_8U)
+        return np.clip(noise * np.float32(deviation) + image, 0, 255).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=1)  # the strengths of an image follow each other, and drawing is what takes the time
+def unit_noise(name, seed, shape):
+    """Standard Gaussian noise, float32 of `shape`; not to be written to."""
+    digest = hashlib.blake2b(f"{name}|{seed}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big")).standard_normal(shape, np.float32)
 
 
 class JpegCompressionWrapper(AttackWrapper):
