@@ -7,6 +7,7 @@ import datetime
 import os
 import random
 import re
+import socket
 import sys
 import warnings
 
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from registry import UserError, launched_as
+
+patient = None  # the process group for objects, whose members may wait for hours
 
 
 def init(name):
@@ -34,25 +37,51 @@ def init(name):
         raise UserError(f"--device {name}: this machine has no CUDA device that torch can use. Give --device cpu.")
     device = torch.device("cpu")
     if kind == "cuda" and torch.cuda.is_available():
-        index = int(number or os.environ.get("LOCAL_RANK", 0))
-        if index >= torch.cuda.device_count():
-            raise UserError(f"--device {name}: there is no GPU {index}, this machine has {torch.cuda.device_count()}. "
-                            "Start as many processes as there are GPUs, or give a lower number.")
+        index, count = int(number or os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if processes > 1 and count == 1:
+            index = 0  # a scheduler may show each process its own GPU alone; `meet` refuses a shared one
+        if index >= count:
+            raise UserError(f"--device {name}: there is no GPU {index}, this machine has {count}. Start as many "
+                            "processes as there are GPUs, or give a lower number.")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # the sizes of images don't change
+        torch.backends.cudnn.allow_tf32 = False  # what isn't in mixed precision is meant to be float32
     if "RANK" in os.environ:
-        # The first reading of a large dataset happens on rank 0 alone, while the others wait here: hence hours.
-        try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=4),
-                                    device_id=device if device.type == "cuda" else None)
-        except (dist.DistNetworkError, dist.DistStoreError) as error:
-            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise UserError(f"the processes can't meet at MASTER_ADDR:MASTER_PORT, {place} "
-                            f"({str(error).splitlines()[0]}). Give torchrun another --master_port, or the address of "
-                            "the first machine.") from error
+        meet(device)
     if name == "cuda" and device.type == "cpu" and is_main():
         print("no CUDA device: running on the CPU", flush=True)
     return device
+
+
+def meet(device):
+    """Join the process group: gloo for tensors on the CPU and what `gather` exchanges, NCCL for those on GPUs.
+
+    UserError where the processes can't meet, some have a GPU and others none, or two share one.
+    """
+    global patient
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        # The first reading of a large dataset happens on rank 0 alone, while the others wait in `gather`: hence hours.
+        patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(hours=12))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(f"the processes can't meet at MASTER_ADDR:MASTER_PORT, {place} ({str(error).splitlines()[0]}). "
+                        "Give torchrun another --master_port, or the address of the first machine.") from error
+    chip = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    refuse_unequal(gather((socket.gethostname(), chip)))
+
+
+def refuse_unequal(places):
+    """Raise UserError, on all ranks alike, for their [(machine, its GPU or None)] where some have no GPU, or share."""
+    without = [i for i, (_, chip) in enumerate(places) if not chip]
+    if without and len(without) < len(places):
+        raise UserError(f"process {without[0]} on {places[without[0]][0]} finds no GPU that torch can use, but others "
+                        "have one. Look at nvidia-smi there, or give --device cpu.")
+    for i, place in enumerate(places):
+        if not without and place in places[:i]:
+            raise UserError(f"processes {places.index(place)} and {i} on {place[0]} would share one GPU. Start as many "
+                            "processes as there are GPUs, and let the scheduler show all of them or one to each.")
 
 
 def rank():
@@ -75,7 +104,7 @@ def gather(value):
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=patient)
     return values
 
 
@@ -109,7 +138,7 @@ def average(values):
 def cleanup():
     """Leave the process group, all ranks at once: rank 0 may still write while the others are done."""
     if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group=patient)
         dist.destroy_process_group()
 
 
@@ -133,7 +162,9 @@ def share_buffers(model):
     """
     if world_size() > 1:
         for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+            whole = buffer.contiguous()  # NCCL takes no other
+            dist.broadcast(whole, 0)
+            buffer.copy_(whole)
 
 
 def seed_everything(*numbers):

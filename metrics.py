@@ -361,7 +361,8 @@ def refuse_bad_values(metrics, lowest, highest, bad_truth, names=None, model_nam
                 truth = metric.key.removeprefix("pred_")
                 raise UserError(f"{image}: its {truth} holds values other than 0 and 1; correct it.")
             if low != low:
-                raise UserError(f"{model_name}: {metric.key} is NaN for {image}; the training has probably diverged.")
+                raise UserError(f"{model_name}: {metric.key} is NaN for {image}: the training has diverged, or a value "
+                                "overflows in mixed precision, which --if_not_amp turns off.")
             if (low < 0 or high > 1) and (metric.key == "pred_label" or metric.takes_scores):
                 raise UserError(f"{model_name}: {metric.key} reaches from {low:.4g} to {high:.4g} for {image}, but "
                                 f"'{metric.name}' needs probabilities in 0..1; return them through a sigmoid.")

@@ -47,7 +47,7 @@ class MyModel(nn.Module):
             visual_loss    {name: scalar} for the log
             visual_image   {name: (B, 1 or 3, H, W)} for TensorBoard, in 0..1
         """
-        logits = self.conv(image)                                          # (B, 1, H, W)
+        logits = self.conv(image).float()  # (B, 1, H, W); mixed precision would give float16, with ties near 1
         score = logits.flatten(1).mean(dim=1)                              # (B,)
         mask_loss = F.binary_cross_entropy_with_logits(logits, mask)
         label_loss = F.binary_cross_entropy_with_logits(score, label.to(score.dtype))

@@ -16,8 +16,8 @@ launch() {
     if [ "${NNODES:-1}" -gt 1 ]; then
         set -- "$PYTHON" -m torch.distributed.run --nnodes="$NNODES" --nproc_per_node="${NPROC:-1}" \
             --node_rank="${NODE_RANK:?set NODE_RANK, 0 on the first machine}" \
-            --rdzv_backend=c10d --rdzv_id="${RDZV_ID:-imdl}" \
-            --rdzv_endpoint="${MASTER_ADDR:?set MASTER_ADDR to the address of the first machine}:${MASTER_PORT:-29400}" "$script" "$@"
+            --master_addr="${MASTER_ADDR:?set MASTER_ADDR to the address of the first machine}" \
+            --master_port="${MASTER_PORT:-29400}" "$script" "$@"
     elif [ "${NPROC:-1}" -gt 1 ]; then
         set -- "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$NPROC" "$script" "$@"
     else

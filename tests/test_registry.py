@@ -474,9 +474,15 @@ def test_errors_are_one_line(repo, capsys, monkeypatch):
         run(lambda: fail(UserError("--x: wrong.")))
     assert end.value.code == 1 and capsys.readouterr() == ("", "")
     # any other exception keeps its traceback, and gets a hint where there is one
-    for error, hint in ((ValueError("CUDA out of memory"), "hint: lower --batch_size"), (ValueError("x"), "")):
+    def backward():
+        fail(ValueError("CUDA out of memory"))
+
+    refused = "torch.nn.functional.binary_cross_entropy and torch.nn.BCELoss are unsafe to autocast."  # torch's words
+    for error, hint in ((ValueError("CUDA out of memory"), "hint: lower --batch_size, --test"), (ValueError("x"), ""),
+                        (ValueError(refused), "hint: leave out the sigmoid"), (backward, "hint: the backward pass")):
         with pytest.raises(SystemExit) as end:
-            run(lambda: fail(error))
+            run(error if error is backward else lambda: fail(error))
+        error = "CUDA out of memory" if error is backward else error
         printed = capsys.readouterr().err
         assert end.value.code == 1 and printed.startswith("Traceback") and "test_registry.py" in printed
         assert f"ValueError: {error}\n" in printed and printed.splitlines()[-1].startswith(hint or "ValueError")
