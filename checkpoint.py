@@ -159,7 +159,7 @@ def left_out_weights(model, content, source):
     if wrong:
         raise UserError(f"{source} leaves frozen weights to the flags of its training, {flags}, and of these "
                         f"{len(wrong)} of {len(hashes)} are others here, first {wrong[0]}: give the same weights.")
-    say(f"{source} holds {counted(len(content['model']), 'tensor')}; {len(hashes)} more, frozen ones, are the model's "
+    say(f"{source} holds {counted(len(own) - len(hashes), 'tensor')}; {len(hashes)} more, frozen ones, are the model's "
         f"own, the same as in its training ({flags})")
     return {name: own[name] for name in hashes if name in own}
 
