@@ -1,5 +1,6 @@
 """Finding, loading and saving checkpoints, and what they know about their training."""
 import argparse
+import hashlib
 import math
 import re
 import zipfile
@@ -10,7 +11,7 @@ import torch
 
 import ddp
 from log import replacing, say
-from registry import UserError, counted, note_changes
+from registry import UserError, counted, is_starting_weights, note_changes, parameters
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
@@ -114,12 +115,16 @@ def state_dict_of(content, path, flag):
 def load_weights(model, path, flag, mmap=True):
     """Load a checkpoint's weights into a bare model, strictly, and return all that the checkpoint holds.
 
-    Raises UserError with the first keys or shapes that differ.
+    Frozen parameters that it leaves out stay as they are. Raises UserError with the first keys or shapes that differ.
     """
     content = load_checkpoint(path, flag, mmap)
     state, own = state_dict_of(content, path, flag), model.state_dict()
+    if content.get("frozen_hashes"):
+        state |= left_out_weights(model, content, f"{flag} {path}")
     try:
         model.load_state_dict(state, strict=True)
+    except UserError as error:  # of a model that checks what it loads
+        raise UserError(f"{flag} {path}: {error}") from None
     except RuntimeError as error:
         shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
                   for key in own if key in state and state[key].shape != own[key].shape]
@@ -130,6 +135,33 @@ def load_weights(model, path, flag, mmap=True):
         raise UserError(f"{flag} {path} does not fit {type(model).__name__}: {found or str(error).splitlines()[0]}. "
                         "Use the --model and flags of the training.") from None
     return content
+
+
+def tensor_hash(value):
+    """Return a hash of a tensor's bytes, on whatever device it is."""
+    return hashlib.blake2b(value.detach().cpu().flatten().view(torch.uint8).numpy(), digest_size=16).hexdigest()
+
+
+def frozen_hashes(model):
+    """Return {name: hash} of the parameters that don't train, for checkpoints that leave them out."""
+    return {name: tensor_hash(value) for name, value in model.named_parameters() if not value.requires_grad}
+
+
+def left_out_weights(model, content, source):
+    """Return the model's own tensors for those that a checkpoint of --save_trainable_only leaves out, and say so.
+
+    Raises UserError, beginning with `source`, where they differ from those of the training.
+    """
+    own, hashes, stored = model.state_dict(), content["frozen_hashes"], args_of(content)
+    names = [p.name for p in parameters(type(model)).values() if is_starting_weights(p) and stored.get(p.name)]
+    flags = " ".join(f"--{name} {stored.get(name)}" for name in [*names, "seed"])
+    wrong = [name for name in hashes if name in own and tensor_hash(own[name]) != hashes[name]]
+    if wrong:
+        raise UserError(f"{source} leaves frozen weights to the flags of its training, {flags}, and of these "
+                        f"{len(wrong)} of {len(hashes)} are others here, first {wrong[0]}: give the same weights.")
+    say(f"{source} holds {counted(len(own) - len(hashes), 'tensor')}; {len(hashes)} more, frozen ones, are the model's "
+        f"own, the same as in its training ({flags})")
+    return {name: own[name] for name in hashes if name in own}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -170,9 +170,10 @@ def share_buffers(model):
 def seed_everything(*numbers):
     """Seed Python, NumPy and torch from whole numbers, such as (seed, epoch, step), and the rank.
 
-    The order of images and the augmentations have seeds of their own (data.py).
+    From one number, before a model is built, the same on all ranks: then they build the same. The order of images and
+    the augmentations have seeds of their own (data.py).
     """
-    state = int(np.random.SeedSequence([*numbers, rank()]).generate_state(1)[0])
+    state = int(np.random.SeedSequence([*numbers, rank() if len(numbers) > 1 else 0]).generate_state(1)[0])
     random.seed(state)
     np.random.seed(state)
     torch.manual_seed(state)

@@ -448,9 +448,13 @@ TRAINED_WITH = ("model", "image_size", "if_resizing", "if_padding", "edge_mask_w
 
 
 def flags_of_training(name, stored):
-    """Return the names of the flags that a checkpoint, which stores {flag: value}, passes on to the model `name`."""
+    """Return the names of the flags that a checkpoint, which stores {flag: value}, passes on to the model `name`.
+
+    The weights to start from are among them where it leaves frozen weights out (--save_trainable_only).
+    """
     own = parameters(MODELS.get(name)).values() if stored.get("model", name) == name else ()
-    return [*TRAINED_WITH, *(parameter.name for parameter in own if not is_starting_weights(parameter))]
+    partial = stored.get("save_trainable_only")
+    return [*TRAINED_WITH, *(parameter.name for parameter in own if partial or not is_starting_weights(parameter))]
 
 
 def take_stored(parser, names, stored, source, argv):
@@ -524,7 +528,8 @@ def parse_args(parser, argv=None, find_stored=None):
         argv: list of words; default: this program's
         find_stored: given by scripts that load a checkpoint: a function from the script's own flags (a Namespace) to
             the checkpoint's path and the {flag: value} of its training. What the command line leaves out of
-            TRAINED_WITH and of the model's own flags is then taken from there, and nothing is fetched to start from
+            TRAINED_WITH and of the model's own flags is then taken from there, and nothing is fetched to start from,
+            unless the checkpoint leaves frozen weights out (--save_trainable_only)
 
     Returns:
         (args, model_args): the script's flags as a Namespace, and the keyword arguments of the model's constructor. A
@@ -565,6 +570,8 @@ def parse_args(parser, argv=None, find_stored=None):
     script_flags = [action.dest for action in parser._actions if action.dest != "help"]
     add_model_flags(parser, name, model)
     names = [key for key in flags_of_training(name, stored) if key in TRAINED_WITH or key not in script_flags]
+    partial = stored.get("save_trainable_only")
+    names += ["seed"] * bool(partial)  # of frozen weights that nothing was read for
     for action in parser._actions if find_stored else ():
         if action.dest in parameters(model) and is_pretrained_flag(parameters(model)[action.dest]):
             action.required = False  # no weights are fetched, so nothing has to be said about them
@@ -579,7 +586,8 @@ def parse_args(parser, argv=None, find_stored=None):
     args = argparse.Namespace(**{key: getattr(values, key) for key in script_flags})
     model_args = {key: getattr(values, key) for key in parameters(model) if hasattr(values, key)}
     if find_stored:
-        model_args = without_starting_weights(name, model_args, argv)
+        if not partial:
+            model_args = without_starting_weights(name, model_args, argv)
         if taken:
             print_once(f"taken from {source}: {shlex.join(taken)}")
         untold = [key for key in names if key not in (*TRAINED_WITH, *stored) and not is_given(key, argv)]

@@ -17,7 +17,8 @@ import torch
 import data
 import ddp
 import metrics
-from checkpoint import find_resume, refuse_broken_weights, resume_training, save_checkpoint
+from checkpoint import (find_resume, frozen_hashes, load_checkpoint, refuse_broken_weights, resume_training,
+                        save_checkpoint)
 from evaluate import check_output, evaluate, evaluation_options
 from log import EpochLog, append_file, json_lines, open_output, say, tensorboard, write_file
 from registry import (UserError, build_model, counted, exit_on_user_error, natural, parse_args, positive, post_function,
@@ -60,6 +61,8 @@ def get_args():
                        help="evaluate every N epochs and after the last (default: %(default)s)")
     group.add_argument("--save_period", type=natural, default=25,
                        help="keep the checkpoint of every N-th epoch; 0 = only newest and best (default: %(default)s)")
+    group.add_argument("--save_trainable_only", action="store_true",
+                       help="checkpoints leave out the frozen parameters, which come from the same flags when loaded")
     group.add_argument("--log_per_epoch_count", type=positive, default=20,
                        help="progress lines per epoch (default: %(default)s)")
     return parse_args(parser)
@@ -200,7 +203,8 @@ def main():
     # Model
     ddp.seed_everything(args.seed)
     with ddp.fail_together():
-        build_args = without_starting_weights(args.model, model_args) if resume else model_args
+        whole = resume and not load_checkpoint(resume, "--resume").get("frozen_hashes")
+        build_args = without_starting_weights(args.model, model_args) if whole else model_args
         raw_model = build_model(args.model, build_args).to(device)
     count = sum(p.numel() for p in raw_model.parameters())
     trainable = sum(p.numel() for p in raw_model.parameters() if p.requires_grad)
@@ -208,6 +212,9 @@ def main():
         f"{counted(ddp.world_size(), 'process', 'processes')} on {device.type}")
     if trainable == 0:
         raise UserError(f"--model {args.model}: the model has no trainable parameter, so there is nothing to train.")
+    if args.save_trainable_only and trainable == count:
+        say(f"note: --save_trainable_only: {args.model} has no frozen parameter, so checkpoints hold all")
+        args.save_trainable_only = False
     model = ddp.wrap(raw_model, device, args.find_unused_parameters)
 
     # Optimizer and schedule
@@ -220,6 +227,7 @@ def main():
     use_amp = device.type == "cuda" and not args.if_not_amp
     scaler = torch.amp.GradScaler(device.type, enabled=use_amp)
     start_epoch, best = resume_training(resume, raw_model, optimizer, scaler, args, model_args, metric_list[0].name)
+    left_out = frozen_hashes(raw_model) if args.save_trainable_only and ddp.is_main() else {}
     former_best = best["epoch"]
     forget_rows_from(output_dir / "log.txt", start_epoch)
 
@@ -280,9 +288,11 @@ def main():
                         writer.add_scalar(name.replace("_", "/", 1), value, epoch)
                 writer.flush()
                 append_file(output_dir / "log.txt", json_lines([{**row, "fingerprint": fingerprints}]))
+                state = {name: value for name, value in raw_model.state_dict().items() if name not in left_out}
                 save_checkpoint(output_dir / f"checkpoint-{epoch}.pth", {
-                    "model": raw_model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-                    "epoch": epoch, "best": best, "args": {**vars(args), **model_args}, "fingerprint": fingerprints})
+                    "model": state, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "epoch": epoch,
+                    "best": best, "args": {**vars(args), **model_args}, "fingerprint": fingerprints,
+                    **({"frozen_hashes": left_out} if left_out else {})})
                 for outdated in {epoch - 1, former_best} - {epoch, best["epoch"], None}:
                     if not args.save_period or (outdated + 1) % args.save_period:
                         (output_dir / f"checkpoint-{outdated}.pth").unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 The fixture `repository` puts this file into models/ of a copy, and importing it registers them here.
 """
+from typing import Optional
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -23,6 +25,17 @@ class RandomNet(nn.Module):
         loss = F.binary_cross_entropy_with_logits(logits, mask)
         return {"backward_loss": loss, "pred_mask": logits.sigmoid(),
                 "pred_label": logits.sigmoid().amax(dim=(1, 2, 3))}
+
+
+@MODELS.register_module()
+class Frozen(RandomNet):
+    """With a frozen convolution, random or from a file, before the others."""
+
+    def __init__(self, start_path: Optional[str] = None):
+        super().__init__()
+        self.net[0].requires_grad_(False)
+        if start_path:
+            self.net[0].load_state_dict(torch.load(start_path))
 
 
 @MODELS.register_module()

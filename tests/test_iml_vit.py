@@ -113,7 +113,8 @@ def test_other_files_are_refused(tmp_path, content):
 @pytest.mark.parametrize("launcher, variable, flag", [
     ("iml_vit", "MAE", "--vit_pretrain_path"), ("span", "IMTFE", "--weight_path"),
     ("mesorch", "MIT", "--seg_pretrain_path"), ("mscdi_net", "MIT_B4", "--backbone_weights_path"),
-    ("sparse_vit", "UNIFORMER", "--pretrained_path"), ("trufor", "MIT_B2", "--pretrained_mit_b2")])
+    ("sparse_vit", "UNIFORMER", "--pretrained_path"), ("trufor", "MIT_B2", "--pretrained_mit_b2"),
+    ("dinov3_iml", "DINOV3", "--dinov3_weights_path")])
 def test_launchers_need_no_starting_weights_to_resume(tmp_path, launcher, variable, flag):
     def run(*flags, **env):
         done = subprocess.run(["sh", str(ROOT / "runs" / f"train_{launcher}.sh"), *flags], capture_output=True,

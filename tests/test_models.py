@@ -128,6 +128,33 @@ def span_hooks(name):
     return modules.get(name, name.replace("attention", "pixel_attention.")), None
 
 
+def dinov3_names(tensors):
+    """Ours under the names of DINOv3 and peft, with the constants that ours does without."""
+    named, lora = {}, any(name.endswith("lora_A") for name in tensors)
+    for name, x in tensors.items():
+        name = name.replace("reg_token", "storage_tokens").replace(".rope.", ".rope_embed.")
+        name = re.sub(r"gamma_(\d)", r"ls\1.gamma", re.sub("(lora_[AB])", r"\1.default.weight", name))
+        name = re.sub(r"qkv\.(weight|bias)", r"qkv.base_layer.\1", name) if lora else name
+        named[name] = x
+        if name.endswith(("qkv.bias", "base_layer.bias")):
+            named[f"{name}_mask"] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(len(x) // 3)
+    return named | {"backbone.mask_token": torch.zeros(1, tensors["backbone.cls_token"].shape[-1])}
+
+
+def rounded_periods(tensors):
+    """The same with periods as in Meta's files."""
+    named = dinov3_names(tensors)
+    return {name: x.bfloat16().float() if name.endswith("periods") else x for name, x in named.items()}
+
+
+def dinov3_hooks(name):
+    """act/block11_before_norm is the output of block 11."""
+    modules = {"patch_embed": "patch_embed", "block0_qkv": "blocks.0.attn.qkv", "block0_attn": "blocks.0.attn",
+               "block0": "blocks.0", "block5": "blocks.5", "block11_before_norm": "blocks.11", "norm_all_tokens": "norm"}
+    heads = {"head_conv1": "seg_head.0", "head_relu2": "seg_head.5", "logit_low": "seg_head.6"}
+    return heads.get(name) or f"backbone.{modules[name]}", None
+
+
 @dataclass
 class Case:
     """One row of the table: a model and where its numbers are."""
@@ -136,6 +163,7 @@ class Case:
     args: dict = field(default_factory=dict)  # of the constructor
     stored: str = "case"  # .npz with the numbers
     keys: str = "keys"  # .json with the state dict
+    published: Callable = lambda tensors: tensors  # {name: tensor} of the model -> under the published names
     prefix: str = ""  # of the keys in the .npz
     extra: Callable = lambda batch: {}  # batch -> what forward gets besides it
     hooked: Callable = lambda name: (name, None)  # "act/<name>" -> (module, index into its output, None or "input")
@@ -145,6 +173,8 @@ class Case:
     refused: tuple = ()  # (H, W) that must raise UserError
     mixes: bool = False  # an image's mask depends on the other images of its batch, as published
 
+
+DINOV3 = {"published": dinov3_names, "extra": edge_mask, "hooked": dinov3_hooks, "unbiased": True}
 
 # Each list begins with the one before it, so that pytest builds each model once for all tests.
 EDGE_CASES = [
@@ -167,6 +197,8 @@ MODEL_CASES = [  # one row per model
     Case("mantranet", "MantraNet", stored="case_bce", hooked=mantranet_hooks, unbiased=True,
          sizes=((64, 96), (75, 100), (2, 3)), mixes=True),
     Case("span", "SPAN", stored="case_local", hooked=span_hooks, unbiased=True, sizes=((64, 96), (75, 100), (2, 3))),
+    Case("dinov3_iml", "DINOv3_IML", {"dinov3_model_type": "dinov3_vits16", "lora_rank": 4},
+         sizes=((64, 96), (75, 100), (7, 20)), **DINOV3),
 ]
 CASES = [
     *MODEL_CASES,
@@ -180,6 +212,10 @@ CASES = [
     Case("mantranet", "MantraNet", {"with_GRU": True, "double_sigmoid": True}, stored="case_gru", keys="keys_gru",
          hooked=mantranet_hooks, unbiased=True),
     Case("span", "SPAN", {"attention": "imdlbenco"}, hooked=span_hooks, unbiased=True),
+    Case("dinov3_iml", "DINOv3_IML", {"dinov3_model_type": "dinov3_vits16", "finetune": "full"}, stored="case_plain",
+         keys="keys_plain", pixels=(2, 4), **DINOV3),
+    Case("dinov3_iml", "DINOv3_IML", {"dinov3_model_type": "dinov3_vits16", "lora_rank": 4}, stored="case_qkvb",
+         pixels=(2, 4), **DINOV3 | {"published": rounded_periods}),
 ]
 
 
@@ -193,8 +229,9 @@ def zoo(request):
     case = request.param
     importlib.import_module(f"models.{case.file}")
     model = MODELS.get(case.name)(**case.args)
-    built = model.state_dict()
-    keys, recipe = read(case, f"{case.keys}.json"), read(case, "meta.json")["fill"]
+    built = case.published(model.state_dict())
+    keys, meta = read(case, f"{case.keys}.json"), read(case, "meta.json")
+    recipe = {**meta, **meta.get("variants", {}).get(case.stored.removeprefix("case_"), {})}["fill"]
     assert {name: [list(x.shape), str(x.dtype).removeprefix("torch.")] for name, x in built.items()} == keys
     state = {name: torch.from_numpy(x) for name, x in fill(keys, **recipe).items()}
     fixed = {name: x for name, x in built.items() if any(re.search(rule, name) for rule in recipe["fixed"])}
@@ -248,7 +285,7 @@ def compare(case, model):
     result["backward_loss"].backward()
     for hook in hooks:
         hook.remove()
-    parameters = dict(model.named_parameters())
+    parameters = case.published(dict(model.named_parameters()))
     for key, value in stored.items():
         kind, _, name = key.partition("/")
         if kind in ("pred_mask", "pred_label"):
@@ -364,6 +401,8 @@ def test_constrained_convolution_keeps_its_constraint():
      "--init_weight_path timm: .* vit_base_patch16_224 .* give a file"),
     ("pscc_net", "PSCC_Net", {"pretrain_path": ["timm"]},
      "--pretrain_path timm: .* hrnet_w18_small_v2 .* give a file"),
+    ("dinov3_iml", "DINOv3_IML", {"dinov3_weights_path": "timm"},
+     "--dinov3_weights_path timm: .* vit_large_patch16_dinov3.lvd1689m .* give a file"),
     ("mesorch", "Mesorch", {"conv_pretrain": True},
      "--conv_pretrain: .* convnext_tiny.in12k_ft_in1k .* give --no-conv_pretrain"),
 ])

@@ -253,9 +253,9 @@ def test_weights_that_are_not_finite_are_never_saved():
 # Stopping and going on
 
 
-def random_net(images, output, *more):
+def random_net(images, output, *more, model="RandomNet"):
     """The command line of a run with dropout and batch norm."""
-    return ["train.py", "--model", "RandomNet", "--data_path", images / "set.json", "--test_data_path", images,
+    return ["train.py", "--model", model, "--data_path", images / "set.json", "--test_data_path", images,
             "--epochs", 4, "--test_period", 1, "--batch_size", 4, "--lr", 0.02, "--warmup_epochs", 1, "--metrics",
             "PixelAUC", "--output_dir", output, *SMALL, *more]
 
@@ -288,6 +288,70 @@ def test_stopped_and_resumed_equals_an_uninterrupted_run(images, tmp_path, monke
     assert first["best"] == {**second["best"], "folder": first["best"]["folder"]}
     said = [line for line in done.stdout.splitlines() if line.startswith("best ")]
     assert said[0].endswith(f"checkpoint-{first['best']['epoch']}.pth")
+
+
+def test_checkpoints_of_trained_weights_alone(images, tmp_path):
+    """The frozen ones come from the file of the training, moved or not; resuming and testing give the same numbers."""
+    file, other = tmp_path / "start.pth", tmp_path / "other.pth"
+    torch.manual_seed(9)
+    torch.save(torch.nn.Conv2d(3, 8, 3).state_dict(), file)
+    torch.save({**torch.load(file), "bias": torch.zeros(8)}, other)
+
+    def train(name, *more):
+        return run_here(*random_net(images, tmp_path / name, "--save_period", 1, *more, model="Frozen"))
+
+    def test(name, *more, script="test.py"):
+        flag = "--test_data_json" if script == "test.py" else "--test_data_path"
+        return run_here(script, "--checkpoint_path", tmp_path / name / "checkpoint-3.pth", flag, images,
+                        "--num_workers", 0, "--output_dir", tmp_path / f"{name}-{script}", *more)
+
+    flags, middle = ["--save_trainable_only", "--start_path", file], tmp_path / "straight" / "checkpoint-1.pth"
+    assert train("whole", *flags[1:]).returncode == train("straight", *flags).returncode == 0
+    done = train("resumed", *flags, "--resume", middle)
+    said = ("holds 7 tensors; 2 more, frozen ones, are the model's own, the same as in its training (--start_path "
+            f"{file} --seed 3)")
+    assert done.returncode == 0 and f"--resume {middle} {said}" in done.stdout, done.stderr
+    whole, straight, resumed = (weights(tmp_path / name / "checkpoint-3.pth")
+                                for name in ("whole", "straight", "resumed"))
+    assert set(whole) - set(straight) == {"net.0.weight", "net.0.bias"} and equal(straight, resumed)
+    assert all(torch.equal(x, whole[name]) for name, x in straight.items())
+    assert rows(tmp_path / "whole") == rows(tmp_path / "straight") == rows(tmp_path / "straight")[:2] + rows(
+        tmp_path / "resumed")
+
+    for script in ("test.py", "save_images.py"):
+        for name in ("whole", "straight"):
+            done = test(name, script=script)
+            assert done.returncode == 0 and (said in done.stdout) == (name == "straight"), done.stderr
+    results = [(tmp_path / f"{name}-test.py" / "results.csv").read_text() for name in ("whole", "straight")]
+    masks = [{path.name: path.read_bytes() for path in (tmp_path / f"{name}-save_images.py" / "pred").iterdir()}
+             for name in ("whole", "straight")]
+    assert results[0] == results[1] and masks[0] == masks[1] and len(masks[0]) == 9
+
+    for done in (test("straight", "--start_path", other), train("new", *flags[:1], "--resume", middle)):
+        assert done.returncode == 1 and re.fullmatch(
+            rf"error: --\w+ \S+.pth leaves frozen weights to the flags of its training, --start_path {file} --seed 3, "
+            r"and of these [12] of 2 are others here, first net.0.\w+: give the same weights.\n", done.stderr)
+    file.rename(other)
+    done = test("straight", "--start_path", other)
+    assert done.returncode == 0 and f"note: --start_path was {file} in " in done.stdout
+
+
+def test_frozen_weights_that_were_random_come_from_the_seed(images, tmp_path):
+    flags = "--epochs", 1, "--save_trainable_only"
+    assert run_here(*random_net(images, tmp_path, *flags, model="Frozen")).returncode == 0
+    flags = ["--checkpoint_path", tmp_path, "--test_data_path", images, "--num_workers", 0, "--attacks", "GaussianBlur",
+             "--output_dir", tmp_path / "robust"]
+    done = run_here("test_robust.py", *flags)
+    assert done.returncode == 0 and " --seed 3\n" in done.stdout and "(--seed 3)\n" in done.stdout, done.stderr
+    done = run_here("test_robust.py", *flags, "--seed", 4)
+    assert done.returncode == 1 and "training, --seed 3, and of these 2 of 2 are others here" in done.stderr
+
+
+def test_a_model_without_frozen_parameters_saves_all(images, tmp_path):
+    done = run_here(*random_net(images, tmp_path, "--epochs", 1, "--save_trainable_only"))
+    assert done.returncode == 0 and "note: --save_trainable_only: RandomNet has no frozen parameter" in done.stdout
+    content = torch.load(tmp_path / "checkpoint-0.pth", weights_only=True)
+    assert len(content["model"]) == 9 and not content["args"]["save_trainable_only"]
 
 
 def test_resume_takes_weights_alone_keeps_the_best_and_says_what_changed(images, tmp_path, run):
