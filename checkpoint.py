@@ -290,9 +290,9 @@ def load_optimizer(optimizer, scaler, content, path):
     """Restore the state of optimizer and loss scaler; UserError where it doesn't fit."""
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
+        for group, flags in zip(content["optimizer"]["param_groups"], settings, strict=True):
+            group.update(flags)  # this run's flags override those in the checkpoint, and tell where the state belongs
         optimizer.load_state_dict(content["optimizer"])
-        for group, flags in zip(optimizer.param_groups, settings):
-            group.update(flags)  # this run's flags override those in the checkpoint
         if content.get("scaler"):  # empty in a checkpoint from a run without mixed precision
             scaler.load_state_dict(content["scaler"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

@@ -4,6 +4,7 @@ Without torchrun's environment every function here works for the one process the
 """
 import contextlib
 import datetime
+import functools
 import os
 import random
 import re
@@ -153,6 +154,14 @@ def wrap(model, device, find_unused_parameters=False):
         model = convert_sync_batchnorm(model)
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None,
                                    find_unused_parameters=find_unused_parameters)
+
+
+def mixed_precision(args, device):
+    """Return (context, scales): what a forward runs in, by --amp_dtype and --if_not_amp, and whether its loss needs a
+    scaler. Only CUDA mixes."""
+    use = device.type == "cuda" and not args.if_not_amp
+    dtype = getattr(torch, args.amp_dtype)
+    return functools.partial(torch.autocast, device.type, dtype, use), use and dtype == torch.float16
 
 
 def share_buffers(model):

@@ -88,13 +88,13 @@ class Result:
 def evaluation_options(args, device):
     """Return the keyword arguments that a script calls `evaluate` with, from its flags."""
     return dict(device=device, batch_size=args.test_batch_size, num_workers=args.num_workers, pin_memory=args.pin_mem,
-                amp=not args.if_not_amp, model_eval=not args.no_model_eval, progress=not args.no_progress,
-                model_name=args.model)
+                autocast=ddp.mixed_precision(args, device)[0], model_eval=not args.no_model_eval,
+                progress=not args.no_progress, model_name=args.model)
 
 
 def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=1, num_workers=0, pin_memory=False,
-             amp=False, model_eval=True, progress=False, model_name=None, label="testing", on_batch=None,
-             keep_names=False):
+             autocast=contextlib.nullcontext, model_eval=True, progress=False, model_name=None, label="testing",
+             on_batch=None, keep_names=False):
     """Run the bare model over this rank's share of a dataset, and judge all ranks' images together.
 
     The ranks meet once, after the loop, so their numbers of batches may differ. Values are averaged in the order of the
@@ -106,7 +106,7 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
         metrics: list of metric objects
         device: torch.device of the model
         batch_size, num_workers, pin_memory: of the loader
-        amp: mixed precision on CUDA
+        autocast: makes the context of a forward, mixed precision for example
         model_eval: False leaves the model in the mode it is in (`--no_model_eval`)
         progress: show how far it is, under `label`
         model_name: for messages, the class by default
@@ -127,7 +127,7 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
             versions = versions if dataset.attacks else [versions]
             for record, loaded in zip(records, versions, strict=True):
                 batch = data.to_device(loaded, device)
-                with torch.autocast(device.type, enabled=amp and device.type == "cuda"):
+                with autocast():
                     output = model(**batch)
                 if not checked:
                     check_output(output, batch, metrics, model_name)

@@ -15,6 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -101,11 +102,12 @@ class EpochLog:
         header: what stands in front of every line
         total: number of steps
         lines: how many lines to print
-        skips: a loss scaler skips steps whose gradient is not finite; they are counted
+        scaler: the loss scaler; if it is enabled, it skips steps whose gradient is not finite, and they are counted
     """
 
-    def __init__(self, header, total, lines, skips=False):
-        self.header, self.total, self.every, self.skips = header, total, -(-total // lines), skips
+    def __init__(self, header, total, lines, scaler=None):
+        self.header, self.total, self.every = header, total, -(-total // lines)
+        self.scaler = scaler if scaler and scaler.is_enabled() else None
         self.sums, self.counts, self.unread, self.norms = {}, {}, [], []
         self.steps = self.images = self.skipped = 0
         self.start = self.clock = time.time()
@@ -139,11 +141,16 @@ class EpochLog:
                  f"time: {elapsed / self.steps:.4f}",
                  f"data: {self.data_times / self.steps:.4f} ({self.data_times / elapsed:.0%})",
                  f"images/s: {self.images / elapsed:.1f}"]
-        if self.skipped:
-            parts.append(f"skipped steps: {self.skipped}")
+        if self.scaler:
+            scale = self.scaler.get_scale()
+            parts.append(f"loss scale: {scale:g}  skipped steps: {self.skipped}")
         if torch.cuda.is_available():
             parts.append(f"max mem: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
         say("  ".join(parts))
+        if self.scaler and scale < 1:  # the same on all ranks, whose gradients are averaged
+            raise UserError(f"{self.header} the loss is finite but its gradient is not: {self.skipped} steps were "
+                            f"skipped and the loss scale fell to {scale:g}. Look for a root or logarithm of 0 or a "
+                            "division by 0 in the loss, or give --if_not_amp or --amp_dtype bfloat16.")
 
     def means(self):
         """Return {name: average so far}; UserError, on all ranks, where a loss or a gradient is not finite."""
@@ -156,7 +163,7 @@ class EpochLog:
                                     "look for a division by zero in the model.")
         if self.norms:
             means.setdefault("grad_norm", sum(self.norms) / len(self.norms))
-        return {"skipped_steps": self.skipped, **means} if self.skips else means
+        return {"skipped_steps": self.skipped, **means} if self.scaler else means
 
     def read(self):
         """Read losses and norms of the last steps; UserError, on all ranks, for the first step that isn't finite."""
@@ -167,7 +174,7 @@ class EpochLog:
                 first = first or (step, "loss", names)
             elif complete and np.isfinite(norm):
                 self.norms.append(norm)
-            elif complete and self.skips:
+            elif complete and self.scaler:
                 self.skipped += 1
             elif complete:
                 first = first or (step, "gradient", names)
@@ -296,6 +303,16 @@ def tensorboard(log_dir, fresh=False, purge_step=None):
                         "give another folder.") from error
     finally:
         threading.excepthook = former
+
+
+def add_images(writer, tag, images, step):
+    """Write (N, 1 or 3, H, W) in 0..1 to TensorBoard side by side: its own add_images encodes ten times slower."""
+    from tensorboard.compat.proto.summary_pb2 import Summary  # here, see above
+    row = torch.cat([*images.detach().float().clamp(0, 1).mul(255).byte()], dim=2).permute(1, 2, 0).cpu().numpy()
+    height, width, channels = row.shape
+    png = cv2.imencode(".png", row if channels == 1 else row[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png.tobytes())
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 
 def is_tensorboards(error):

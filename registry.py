@@ -444,7 +444,8 @@ def without_starting_weights(name, model_args, argv=None):
     return model_args
 
 
-TRAINED_WITH = ("model", "image_size", "if_resizing", "if_padding", "edge_mask_width", "if_not_amp")
+TRAINED_WITH = ("model", "image_size", "if_resizing", "if_padding", "edge_mask_width", "if_not_amp", "amp_dtype",
+                "no_model_eval")
 
 
 def flags_of_training(name, stored):
@@ -469,7 +470,7 @@ def take_stored(parser, names, stored, source, argv):
         key, value = action.dest, plain(stored.get(action.dest))
         if key not in names or key not in stored or is_given(key, argv):
             continue
-        if value == plain(action.default) and (not value or key not in TRAINED_WITH):
+        if value == plain(action.default) and (not value or key != "image_size"):
             continue
         values, is_switch = value if isinstance(value, list) else [value], action.nargs == 0
         if is_switch or isinstance(action, BoolFlag):
@@ -632,6 +633,8 @@ def script_parser(doc, trains=False, evaluates=True, **defaults):
                        help="pinned memory for transfers to a GPU (on by default)")
     group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="turn pinned memory off")
     group.add_argument("--if_not_amp", action="store_true", help="no mixed precision (it is used on CUDA only)")
+    group.add_argument("--amp_dtype", choices=["float16", "bfloat16"], default="float16",
+                       help="of mixed precision; bfloat16 is coarser but doesn't overflow (default: %(default)s)")
     group.add_argument("--no_progress", action="store_true", help="hide the progress of evaluation, saving and reading")
     if evaluates:
         group = parser.add_argument_group("metrics and curves")

@@ -168,6 +168,7 @@ def main():
     for earlier in (*output_dir.glob("pred_label_*.json"), output_dir / "scores.csv") if ddp.is_main() else ():
         earlier.unlink(missing_ok=True)  # this run may not replace it: fewer processes, or no scores
 
+    autocast, _ = ddp.mixed_precision(args, device)
     scores, rows, no_scores, clipped = {}, {}, None, False
     for set_name, test_set in test_sets.items():
         say(f"predicting {set_name}:", test_set.describe())
@@ -184,7 +185,7 @@ def main():
             for step, loaded in enumerate(loader):
                 indices = loaded["index"].tolist()
                 batch = data.to_device(loaded, device)
-                with torch.autocast(device.type, enabled=device.type == "cuda" and not args.if_not_amp):
+                with autocast():
                     output = cam.run(**batch) if cam else model(**batch)
                 if step == 0:
                     check_output(output, batch, [PixelF1()], args.model)  # which needs what is saved, pred_mask

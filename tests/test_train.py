@@ -4,6 +4,7 @@ as if never stopped.
 Run: python -m pytest tests/test_train.py
 """
 import copy
+import functools
 import json
 import math
 import os
@@ -137,7 +138,9 @@ def test_trains_without_a_test_set_on_a_model_that_returns_the_loss_alone(images
 # Arithmetic
 
 
-def test_equals_a_plain_loop_with_an_incomplete_last_group(images, tmp_path, monkeypatch):
+@pytest.mark.parametrize("clip, flags", [(math.inf, []), (0.3, ["--clip_grad", 0.3, "--channels_last"]),
+                                         pytest.param(math.inf, ["--compile"], marks=pytest.mark.slow)])
+def test_equals_a_plain_loop_with_an_incomplete_last_group(images, tmp_path, monkeypatch, clip, flags):
     """Ten images in batches of 2, two accumulated: an epoch's third step is over one batch, and counts in full."""
     pairs = json.loads((images / "set.json").read_text())[:10]
     (tmp_path / "ten.json").write_text(json.dumps([[str(images / a), b if b == "Negative" else str(images / b)]
@@ -146,8 +149,9 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(images, tmp_path, mon
     epochs, warmup, peak = 4, 1, 0.05
     done = run_here("train.py", "--model", "MyModel", "--data_path", tmp_path / "ten.json", "--epochs", epochs,
                     "--batch_size", 2, "--accum_iter", 2, "--lr", peak, "--min_lr", 0.001, "--warmup_epochs", warmup,
-                    "--weight_decay", 0.5, "--output_dir", tmp_path / "out", *SMALL)
+                    "--weight_decay", 0.5, "--output_dir", tmp_path / "out", *flags, *SMALL)
     assert done.returncode == 0, done.stderr
+    assert clip == math.inf or rows(tmp_path / "out")[0]["train_grad_norm"] > clip  # that before clipping is logged
 
     dataset = data.open_dataset(tmp_path / "ten.json", "", image_size=64, seed=3)
     batches = data.TrainBatches(dataset, 2, seed=3)
@@ -169,6 +173,7 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(images, tmp_path, mon
             batch = data.to_device(data.collate([dataset[i] for i in group]), torch.device("cpu"))
             optimizer.zero_grad()
             model(**batch)["backward_loss"].backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
     found = weights(tmp_path / "out" / "checkpoint-3.pth")
     for key, value in model.state_dict().items():
@@ -231,11 +236,24 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_anything_is_saved(ima
 
 
 def test_a_loss_scaler_skips_such_a_step_and_it_is_counted(capsys):
-    log = EpochLog("Epoch: [0]", 4, 1, skips=True)
+    log = EpochLog("Epoch: [0]", 4, 1, torch.amp.GradScaler("cpu"))
     for norm in (2.0, math.inf, math.nan, 4.0):
         log.update({"total_loss": torch.tensor(1.0)}, 0.1, torch.tensor(norm), ["a.png"])
     assert log.means() == {"total_loss": 1, "grad_norm": 3, "skipped_steps": 2}
-    assert "grad_norm: 4.0000 (3.0000)" in (printed := capsys.readouterr().out) and "skipped steps: 2" in printed
+    printed = capsys.readouterr().out
+    assert "grad_norm: 4.0000 (3.0000)" in printed and "loss scale: 65536  skipped steps: 2" in printed
+
+
+def test_a_loss_scaler_that_skips_every_step_ends_the_run(images, tmp_path, monkeypatch):
+    """On the CPU, with bfloat16 in place of float16: from 65536 the 17th skipped step leads below 1."""
+    monkeypatch.setattr(ddp, "mixed_precision", lambda args, device: (
+        functools.partial(torch.autocast, "cpu", torch.bfloat16), True))
+    done = run_here("train.py", "--model", "Root", "--step", 3, "--data_path", images / "set.json", "--epochs", 3,
+                    "--log_per_epoch_count", 1, "--output_dir", tmp_path / "out", *SMALL)
+    assert done.returncode == 1 and saved(tmp_path / "out") == [0]
+    assert "loss scale: 256  skipped steps: 8" in done.stdout and rows(tmp_path / "out")[0]["train_skipped_steps"] == 8
+    assert done.stderr.startswith("error: Epoch: [1] the loss is finite but its gradient is not: 11 steps were skipped "
+                                  "and the loss scale fell to 0.125.")
 
 
 def test_weights_that_are_not_finite_are_never_saved():
