@@ -7,9 +7,9 @@ the attribute `channels`. Only the kernel of Bayar is trained. State-dict names 
     extractor = EXTRACTORS["srm"]()      # sobel, srm, bayar, fft or dct
     x = torch.cat((image, extractor(image)), 1)  # (B, 3 + extractor.channels, H, W)
 
-The values are the published ones. Where those are undefined, these aren't: images of one colour give about 0 in place of
-NaN (fft, dct), pixels without an edge pass the gradient 0 in place of infinity (sobel), and kernels whose neighbours sum to
-0 stay finite (bayar).
+The values are the published ones. Where those are undefined, these aren't: images of one colour give about 0 in place
+of NaN (fft, dct), pixels without an edge pass the gradient 0 in place of infinity (sobel), and kernels whose neighbours
+sum to 0 stay finite (bayar).
 """
 import torch
 import torch.nn.functional as F
