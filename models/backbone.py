@@ -13,7 +13,6 @@ size (Swin, ViT, ...) are built for --image_size; smaller images are padded to i
 Licence: this file is MIT; pretrained weights have the terms that timm's page of the name gives.
 """
 import difflib
-import itertools
 from typing import Literal
 
 import timm
@@ -33,10 +32,11 @@ FINEST = 4  # reduction of the decoder's finest map
 
 
 def near_names(word):
-    """Yield timm's model names that hold `word`, then those near it; with their tags if it has one."""
+    """Return timm's model names near `word`: those that hold it (without its tag), then those spelt like it."""
     word, known = word.lower(), timm.list_models(include_tags="." in word)
-    holding = [name for name in known if word in name]
-    yield from dict.fromkeys([*holding, *difflib.get_close_matches(word, known, n=50, cutoff=0.5)])
+    stem = word.split(".")[0]
+    holding = sorted((name for name in known if stem in name), key=lambda name: name.find(stem))
+    return list(dict.fromkeys([*holding, *difflib.get_close_matches(word, known, n=50, cutoff=0.5)]))
 
 
 def build_backbone(name, pretrained, **options):
@@ -45,7 +45,7 @@ def build_backbone(name, pretrained, **options):
     Raises UserError where timm has no such model, or its pretrained weights can't be had.
     """
     if name not in timm.list_models() and name not in timm.list_models(include_tags=True):
-        near = ", ".join(itertools.islice(near_names(name), 5))
+        near = ", ".join(near_names(name)[:5])
         raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model."
                         + f" Did you mean one of these: {near}?" * bool(near))
     return timm_model(name, pretrained, "--pretrained", "give --no-pretrained", features_only=True, **options)
@@ -102,7 +102,9 @@ def refuse(name, in_chans, image_size, reason):
     own = timm.models.get_pretrained_cfg(name).input_size[-1]
     cures = [f"--image_size {own}"] * can_be_built(name, in_chans, own)
     cures += ["--extractor none"] * can_be_built(name, 3, image_size)
-    near = itertools.islice((other for other in near_names(name) if can_be_built(other, in_chans, image_size)), 3)
+    family = timm.model_entrypoint(name).__module__  # whose other names fail too, most often
+    near = [other for other in near_names(name) if timm.model_entrypoint(other).__module__ != family][:2]
+    near = [other for other in near if can_be_built(other, in_chans, image_size)]
     raise UserError(f"--backbone {name}: timm {timm.__version__} can't give its feature maps for --image_size "
                     f"{image_size} and {in_chans} channels ({type(reason).__name__}); give "
                     f"{' or '.join([*cures, 'another name'])}, such as {', '.join(near) or 'resnet50'}.") from reason
