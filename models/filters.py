@@ -76,22 +76,24 @@ class BayarConv(nn.Module):
 
 
 class WholeBayarConv(nn.Conv2d):
-    """BayarConv without padding, its `weight` (out, in, 5, 5) stored whole, with the centres. Call it in float32.
+    """BayarConv with its `weight` (out, in, 5, 5) stored whole, with the centres. Call it in float32.
 
     The published gradient is that of the constrained weight: that of the centre is not 0.
     """
 
-    def __init__(self, in_channels, out_channels):
-        super().__init__(in_channels, out_channels, 5, bias=False)
+    def __init__(self, in_channels, out_channels, padding=0):
+        super().__init__(in_channels, out_channels, 5, padding=padding, bias=False)
         nn.init.uniform_(self.weight)  # of one sign: where a sum is near 0, the division makes the weights huge
 
     @staticmethod
     def constraint(weight):
         weight = weight.clone()
         weight[..., 2, 2] = 0
-        weight /= weight.sum((2, 3), keepdim=True)
+        total = weight.sum((2, 3), keepdim=True)
+        weight /= torch.where(total.abs() < 1e-6, 1e-6, total)
         weight[..., 2, 2] = -1
         return weight
 
     def forward(self, x):
-        return F.conv2d(x, constrained(self.weight, self.constraint, self.training))
+        weight = constrained(self.weight, self.constraint, self.training)
+        return F.conv2d(x, weight, padding=self.padding)

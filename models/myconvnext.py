@@ -4,22 +4,13 @@ ConvNeXt: Liu et al., "A ConvNet for the 2020s", CVPR 2022, https://arxiv.org/ab
 (Apache-2.0), downloaded only with `pretrained`. Any image size works; the features have 1/32 of it, so multiples of 32
 waste nothing.
 """
-import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from registry import MODELS, UserError, nearest
+from registry import MODELS
 
-from .weights import timm_model
-
-
-def build_backbone(name, pretrained):
-    """Return a timm model that gives its last feature map alone; UserError where timm has no such model or weights."""
-    if not timm.is_model(name):
-        hint = nearest(name, timm.list_models())
-        raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model.{hint}")
-    return timm_model(name, pretrained, "--pretrained", "give --no-pretrained", features_only=True, out_indices=(-1,))
+from .backbone import build_backbone, feature_maps
 
 
 @MODELS.register_module()
@@ -33,7 +24,7 @@ class MyConvNeXt(nn.Module):
 
     def __init__(self, backbone: str = "convnext_tiny", pretrained: bool = True):
         super().__init__()
-        self.backbone = build_backbone(backbone, pretrained)
+        self.backbone = build_backbone(backbone, pretrained, out_indices=(-1,))
         channels = self.backbone.feature_info.channels()[-1]
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(channels, 256, 4, stride=4), nn.GELU(),     # (B, 256, H/8, W/8)
@@ -46,9 +37,7 @@ class MyConvNeXt(nn.Module):
 
     def forward(self, image, mask, label, *args, **kwargs):
         """Return the dict that models/mymodel.py describes; visual_loss has seg and cls."""
-        features = self.backbone(image)[-1]                                # (B, C, H/32, W/32)
-        if features.shape[1] != self.head.in_features:                     # some timm models keep channels last
-            features = features.permute(0, 3, 1, 2)
+        features, = feature_maps(self.backbone, image)                     # (B, C, H/32, W/32)
         mask_logits = self.decoder(features)
         mask_logits = F.interpolate(mask_logits, mask.shape[-2:], mode="bilinear").float()    # (B, 1, H, W)
         label_logits = self.head(features.mean(dim=(2, 3))).squeeze(1).float()    # (B,)
