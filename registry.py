@@ -35,6 +35,11 @@ HINTS = {  # words of an exception -> what to try
 }
 
 
+def hint_for(error):
+    """Return what to try after an exception, by its words; "" where nothing is known."""
+    return next((hint for words, hint in HINTS.items() if words in str(error)), "")
+
+
 def launched_as():
     """Return (rank, number of processes) as torchrun's environment gives them, (0, 1) where there is none.
 
@@ -96,9 +101,8 @@ def exit_on_user_error(main):
     except Exception as error:
         if not (isinstance(error, BrokenPipeError) and reader_is_gone()):
             traceback.print_exc()
-        hints = [hint for words, hint in HINTS.items() if words in str(error)]
-        if hints:
-            print("hint:", hints[0], file=sys.stderr, flush=True)
+        if hint := hint_for(error):
+            print("hint:", hint, file=sys.stderr, flush=True)
     sys.exit(1)
 
 

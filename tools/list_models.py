@@ -8,14 +8,15 @@ A multiply-add counts as two operations; element-wise operations are not counted
 so of the count, which they hardly change. Each model runs once on the CPU, which takes a large one up to a minute.
 Pretrained weights are not downloaded.
 """
+import json
 import re
 import sys
 import tempfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,16 +27,30 @@ from registry import (MODELS, Parser, UserError, build_model, exit_on_user_error
                       import_files, is_pretrained_flag, model_files, parameters, parse_args, positive, post_function)
 
 
-def example_batch(image_size, post_func):
-    """Return a batch of one tampered image of noise as `forward` receives it, with every optional key."""
-    noise = np.random.default_rng(0).integers(0, 256, (image_size, image_size, 3), np.uint8)
+def example_samples(image_size, post_func, count=1, padding=True):
+    """Return the first `count` of five samples of a dataset with edge masks, as `data.collate` takes them.
+
+    They are JPEGs of smooth noise, two of them tampered and two authentic, and a black one with a mask. The second and
+    the fourth are less high than wide.
+    """
+    rng, pairs = np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as folder:
-        Image.fromarray(noise).save(f"{folder}/noise.jpg")
-        Image.fromarray(255 * np.tri(image_size, dtype=np.uint8)).save(f"{folder}/mask.png")
-        Path(folder, "set.json").write_text('[["noise.jpg", "mask.png"]]')
-        dataset = data.JsonDataset(f"{folder}/set.json", image_size, padding=True, edge_mask_width=7,
+        for i in range(count):
+            shape = image_size * (4 - i % 2) // 4, image_size
+            image = cv2.resize(rng.integers(0, 256, (9, 9, 3), np.uint8), shape[::-1], interpolation=cv2.INTER_CUBIC)
+            image = cv2.add(image, rng.integers(0, 16, image.shape, np.uint8)) * (i < 4)
+            cv2.imwrite(f"{folder}/{i}.jpg", image)
+            cv2.imwrite(f"{folder}/{i}.png", 255 * np.tri(*shape, -(i % 4) * shape[1] // 4, dtype=np.uint8))
+            pairs.append([f"{i}.jpg", "Negative" if i in (2, 3) else f"{i}.png"])
+        Path(folder, "set.json").write_text(json.dumps(pairs))
+        dataset = data.JsonDataset(f"{folder}/set.json", image_size, padding=padding, edge_mask_width=7,
                                    post_func=post_func, fingerprint=False)
-        return data.to_device(data.collate([dataset[0]]), torch.device("cpu"))
+        return [dataset[i] for i in range(count)]
+
+
+def example_batch(image_size, post_func):
+    """Return a batch of one tampered image as `forward` receives it, with every optional key."""
+    return data.to_device(data.collate(example_samples(image_size, post_func), post_func), torch.device("cpu"))
 
 
 def build_untrained(name, model_args):
