@@ -27,11 +27,13 @@ class UserError(Exception):
     """A mistake that the user can fix. The text is one sentence: file, flag or key, what is wrong, what to do."""
 
 
-HINTS = {  # words of an exception -> what to try
+ANY_KEYWORD = "forward gets image, mask, label and more by keyword: name what it needs, and end with **kwargs."
+HINTS = {  # words of an exception -> what to try, the first that fit
+    "forward() got an unexpected": ANY_KEYWORD,
     "edge_mask": "the model needs the boundary of the mask: give --edge_mask_width.",
     "out of memory": "lower --batch_size, --test_batch_size or --image_size.",
     "find_unused_parameters": "some parameters got no gradient: give --find_unused_parameters.",
-    "forward() ": "forward gets image, mask, label and more by keyword: name what it needs, and end with **kwargs.",
+    "forward() ": ANY_KEYWORD,
 }
 
 
