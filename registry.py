@@ -27,16 +27,24 @@ class UserError(Exception):
     """A mistake that the user can fix. The text is one sentence: file, flag or key, what is wrong, what to do."""
 
 
-HINTS = {  # pattern in an exception's traceback -> what to try; the first that is found counts
+ANY_KEYWORD = "forward gets image, mask, label and more by keyword: name what it needs, and end with **kwargs."
+HINTS = {  # pattern in an exception's words or traceback -> what to try; the first that fits counts
     r"(?s)in backward\n.*out of memory": "the backward pass needs more memory: lower --batch_size (and raise "
                                          "--accum_iter to keep the effective batch) or --image_size.",
     r"out of memory": "lower --batch_size, --test_batch_size or --image_size.",
+    r"forward\(\) got an unexpected": ANY_KEYWORD,
     r"edge_mask": "the model needs the boundary of the mask: give --edge_mask_width.",
     r"unsafe to autocast": "leave out the sigmoid and give binary_cross_entropy_with_logits the logits, or train with "
                            "--if_not_amp.",
     r"find_unused_parameters": "some parameters got no gradient: give --find_unused_parameters.",
-    r"forward\(\) ": "forward gets image, mask, label and more by keyword: name what it needs, and end with **kwargs.",
+    r"forward\(\) ": ANY_KEYWORD,
 }
+
+
+def hint_for(error):
+    """Return what to try after an exception; "" where nothing is known."""
+    text = "".join(traceback.format_exception(error)) if "out of memory" in str(error) else str(error)
+    return next((hint for pattern, hint in HINTS.items() if re.search(pattern, text)), "")
 
 
 def launched_as():
@@ -100,10 +108,8 @@ def exit_on_user_error(main):
     except Exception as error:
         if not (isinstance(error, BrokenPipeError) and reader_is_gone()):
             traceback.print_exc()
-        text = "".join(traceback.format_exception(error)) if "out of memory" in str(error) else str(error)
-        hints = [hint for pattern, hint in HINTS.items() if re.search(pattern, text)]
-        if hints:
-            print("hint:", hints[0], file=sys.stderr, flush=True)
+        if hint := hint_for(error):
+            print("hint:", hint, file=sys.stderr, flush=True)
     sys.exit(1)
 
 

@@ -28,7 +28,7 @@ LISTED = """
             assert image.shape == (count, 3, 32, 32)
             assert mask.shape == edge_mask.shape == shape_mask.shape == (count, 1, 32, 32)
             assert label.shape == (count,) and shape.shape == (count, 2) and extra.shape == (count, 3)
-            assert len({*name}) == count and name[0].endswith(".jpg")
+            assert len(name) == count and name[0].endswith(".jpg")
             assert mask.mean().item() > 0 and not self.training
             self.linear(torch.zeros(50, 1000))  # 0.1 GFLOPs that no prediction is made from
             x = self.linear(self.linear(image.new_zeros(50 * count, 1000)))  # 0.2 GFLOPs per image

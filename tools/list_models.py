@@ -13,6 +13,7 @@ on a CPU by how much the process has grown since its start (Linux only).
 """
 import inspect
 import math
+import json
 import re
 import statistics
 import sys
@@ -20,9 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,17 +40,30 @@ from registry import (MODELS, POSTFUNCS, Parser, UserError, build_model, exit_on
 BATCH_KEYS = ("image", "mask", "label", "edge_mask", "shape", "original_shape", "origin_shape", "name", "shape_mask")
 
 
-def example_batch(image_size, post_func, count=1, device=torch.device("cpu")):
-    """Return a batch of tampered images of noise as `forward` receives it, with every optional key."""
-    noise = np.random.default_rng(0).integers(0, 256, (count, image_size, image_size, 3), np.uint8)
+def example_samples(image_size, post_func, count=1, padding=True):
+    """Return the first `count` of five samples of a dataset with edge masks, as `data.collate` takes them.
+
+    They are JPEGs of smooth noise, two of them tampered and two authentic, and a black one with a mask. The second and
+    the fourth are less high than wide.
+    """
+    rng, pairs = np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as folder:
-        for i, pixels in enumerate(noise):
-            Image.fromarray(pixels).save(f"{folder}/{i}.jpg")
-        Image.fromarray(255 * np.tri(image_size, dtype=np.uint8)).save(f"{folder}/mask.png")
-        Path(folder, "set.json").write_text(str([[f"{i}.jpg", "mask.png"] for i in range(count)]).replace("'", '"'))
-        dataset = data.JsonDataset(f"{folder}/set.json", image_size, padding=True, edge_mask_width=7,
+        for i in range(count):
+            shape = image_size * (4 - i % 2) // 4, image_size
+            image = cv2.resize(rng.integers(0, 256, (9, 9, 3), np.uint8), shape[::-1], interpolation=cv2.INTER_CUBIC)
+            image = cv2.add(image, rng.integers(0, 16, image.shape, np.uint8)) * (i < 4)
+            cv2.imwrite(f"{folder}/{i}.jpg", image)
+            cv2.imwrite(f"{folder}/{i}.png", 255 * np.tri(*shape, -(i % 4) * shape[1] // 4, dtype=np.uint8))
+            pairs.append([f"{i}.jpg", "Negative" if i in (2, 3) else f"{i}.png"])
+        Path(folder, "set.json").write_text(json.dumps(pairs))
+        dataset = data.JsonDataset(f"{folder}/set.json", image_size, padding=padding, edge_mask_width=7,
                                    post_func=post_func, fingerprint=False)
-        return data.to_device(data.collate([dataset[i] for i in range(count)]), device)
+        return [dataset[i] for i in range(count)]
+
+
+def example_batch(image_size, post_func, count=1, device=torch.device("cpu")):
+    """Return a batch, one tampered image `count` times, as `forward` receives it with every optional key."""
+    return data.to_device(data.collate(example_samples(image_size, post_func) * count, post_func), device)
 
 
 def build_untrained(name, model_args):
