@@ -177,7 +177,7 @@ def test_equals_a_plain_loop_with_an_incomplete_last_group(images, tmp_path, mon
             optimizer.step()
     found = weights(tmp_path / "out" / "checkpoint-3.pth")
     for key, value in model.state_dict().items():
-        assert torch.allclose(found[key], value, rtol=0, atol=1e-6), (key, found[key], value)
+        assert torch.allclose(found[key], value, rtol=0, atol=1e-5 if flags else 1e-6), (key, found[key], value)
 
 
 def test_groups_keep_their_ratio_to_the_peak(images, repository, tmp_path):
