@@ -30,7 +30,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate, get_worker_info
 
 import log
-from registry import UserError, counted
+from registry import UserError, counted, usable_cpus
 
 cv2.setNumThreads(0)  # the loader's workers are the parallelism
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are raised here, with the file's name
@@ -637,7 +637,7 @@ def scan(path, images, masks, progress=True):
                            | is_mask & (rows["corner"] < 0))
     if not len(stale):
         return rows[:len(images)], rows[len(images):]
-    with (concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+    with (concurrent.futures.ThreadPoolExecutor(min(8, usable_cpus())) as pool,
           log.Progress(f"reading {path}", len(stale), progress, "files") as bar):
         for start in range(0, len(stale), 1000):  # all at once, the pool would hold an object for each of millions
             some = stale[start:start + 1000]

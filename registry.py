@@ -605,6 +605,13 @@ def parse_args(parser, argv=None, find_stored=None):
     return args, model_args
 
 
+def usable_cpus():
+    """Return how many CPUs this process may use, its share of them where torchrun started several on this machine."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(cpus // max(int(local) if local.isdecimal() else 1, 1), 1)
+
+
 def script_parser(doc, trains=False, evaluates=True, **defaults):
     """Return a Parser with the flags that all scripts share; `defaults` replaces defaults (such as output_dir).
 
@@ -633,8 +640,9 @@ def script_parser(doc, trains=False, evaluates=True, **defaults):
                        help="cuda, cuda:<number> or cpu; without a GPU, cuda means cpu (default: %(default)s)")
     group.add_argument("--seed", type=natural, default=42,
                        help="seed of everything that is random (default: %(default)s)")
-    group.add_argument("--num_workers", type=natural, default=min(8, os.cpu_count() or 1),
-                       help="processes per rank that load images; 0 = none (default: as many as cores, at most 8)")
+    group.add_argument("--num_workers", type=natural, default=min(8, usable_cpus()),
+                       help="processes per rank that load images; 0 = none (default: the rank's share of the CPUs that "
+                            "may be used, at most 8)")
     group.add_argument("--pin_mem", action="store_true", default=True, dest="pin_mem",
                        help="pinned memory for transfers to a GPU (on by default)")
     group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem", help="turn pinned memory off")

@@ -101,7 +101,7 @@ def row_names(test_set, folder=""):
 
 
 def restore_size(pred, shape, original, padding):
-    """Bring a map (S, S) float back to the image's original (H, W) as float32 in 0..1.
+    """Bring a map (S, S) float32 back to the image's original (H, W).
 
     Padding is cut off, and what padding mode had cropped away is 0; otherwise it is resized bilinearly.
     """
@@ -111,12 +111,12 @@ def restore_size(pred, shape, original, padding):
         full[:shape[0], :shape[1]] = pred[:shape[0], :shape[1]]
     else:
         full = cv2.resize(pred, (width, height), interpolation=cv2.INTER_LINEAR)
-    return full.clip(0, 1)
+    return full
 
 
 def to_bytes(values):
-    """Turn a float map in 0..1 into uint8."""
-    return np.rint(values * 255).astype(np.uint8)
+    """Turn a float32 map into uint8: 0..1 becomes 0..255, rounded, and what lies outside is clipped."""
+    return cv2.convertScaleAbs(np.maximum(values, 0), alpha=255)
 
 
 def heat_over(image, values):
@@ -182,6 +182,7 @@ def main():
               eval_mode(model, not args.no_model_eval),
               GradCam(model, args.gradcam, args.gradcam_target) if args.gradcam else contextlib.nullcontext() as cam,
               Progress(f"predicting {set_name}", len(test_set), not args.no_progress) as bar):
+            jobs = []  # of the batch before, done beside the forward of this one
             for step, loaded in enumerate(loader):
                 indices = loaded["index"].tolist()
                 batch = data.to_device(loaded, device)
@@ -201,7 +202,9 @@ def main():
                     rows[png] = {"name": listed[i], "label": label if labelled else "", "score": value, "png": png}
 
                 # masks, overlays, Grad-CAMs
-                jobs = []
+                for job in jobs:
+                    job.result()
+                jobs.clear()
                 cams = cam.maps(output, batch["shape"]).numpy() if cam else [None] * len(indices)
                 for i, one, heat, shape, original in zip(indices, pred[:, 0].cpu().numpy(), cams,
                                                          loaded["shape"].tolist(), loaded["original_shape"].tolist()):
@@ -214,9 +217,9 @@ def main():
                         heat = restore_size(heat, shape, original, args.if_padding)
                         gradcam = output_dir / "gradcam" / folder / files[i]
                         jobs.append(pool.submit(write_gradcam, gradcam, test_set, i, heat))
-                for job in jobs:
-                    job.result()
                 bar.update(len(indices) * ddp.world_size())
+            for job in jobs:
+                job.result()
         say(f"{counted(len(test_set), 'mask')} in {output_dir / 'pred' / folder}")
         if args.gradcam:
             say(f"Grad-CAM of {args.gradcam} in {output_dir / 'gradcam' / folder}")

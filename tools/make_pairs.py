@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of t
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, list_files, list_images, list_masks, pair_by_name,
                   read_image, split_stem, stored_size)
 from log import Progress, write_file
-from registry import Parser, UserError, counted, exit_on_user_error
+from registry import Parser, UserError, counted, exit_on_user_error, usable_cpus
 
 LISTED = 20  # a longer list is cut on the screen and written to a text file
 FILE_SUFFIXES = MASK_FILE_SUFFIXES | {".npz"}  # FantasticReality's masks are arrays
@@ -384,7 +384,7 @@ def convert_masks(masks, root, mask_output, binary, progress):
         write_file(targets[mask], cv2.imencode(".png", pixels)[1].tobytes())
 
     print(f"converting {len(targets)} masks to 0/255 PNG files in {mask_output} (--root is not changed)", flush=True)
-    with ThreadPool(os.cpu_count()) as pool, Progress("converting", len(targets), progress, "masks") as bar:
+    with ThreadPool(usable_cpus()) as pool, Progress("converting", len(targets), progress, "masks") as bar:
         for _ in pool.imap(convert, targets):
             bar.update()
     return targets

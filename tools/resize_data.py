@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of t
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, dataset_kind, list_files, list_images, list_masks,
                   orientation_of, read_bytes, read_image, read_json, read_pairs, read_sets, resolve_path)
 from log import Progress, write_file
-from registry import Parser, UserError, counted, exit_on_user_error, positive
+from registry import Parser, UserError, counted, exit_on_user_error, positive, usable_cpus
 
 NOTE = ".resize.json"       # in the target: the command's arguments, so that no run mixes two sizes
 UNFINISHED = ".unfinished"  # appended to a file's name until all of it is written
@@ -212,7 +212,7 @@ def main():
 
     # Threads suffice, as codecs release Python's lock, and a killed run leaves no process that goes on writing.
     count, broken = collections.Counter(), []
-    with ThreadPool(os.cpu_count()) as pool, Progress("resizing", len(files), not args.no_progress, "files") as bar:
+    with ThreadPool(usable_cpus()) as pool, Progress("resizing", len(files), not args.no_progress, "files") as bar:
         for result in pool.imap(copy, files, chunksize=8):
             if result in ("changed", "copied", "there"):
                 count[result] += 1
