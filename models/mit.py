@@ -138,7 +138,7 @@ class MiT(nn.Module):
     def add_encoder(self, variant, eps, prefix=""):
         """Add the layers of an encoder; those of a second one in the same module have names with a `prefix`."""
         depths = DEPTHS[variant]
-        rates = iter(torch.linspace(0, DROP_PATH, sum(depths)).tolist())
+        rates = iter(torch.linspace(0, DROP_PATH, sum(depths), device="cpu").tolist())  # "meta" holds no values
         for i, (channels, reduction, depth) in enumerate(zip(WIDTHS, REDUCTIONS, depths), start=1):
             embed = PatchEmbed(WIDTHS[i - 2], channels, 3, 2) if i > 1 else PatchEmbed(3, channels, 7, 4)
             blocks = nn.ModuleList(Block(channels, reduction, next(rates), eps) for _ in range(depth))
