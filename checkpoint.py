@@ -157,8 +157,9 @@ def left_out_weights(model, content, source):
     flags = " ".join(f"--{name} {stored.get(name)}" for name in [*names, "seed"])
     wrong = [name for name in hashes if name in own and tensor_hash(own[name]) != hashes[name]]
     if wrong:
-        raise UserError(f"{source} leaves frozen weights to the flags of its training, {flags}, and of these "
-                        f"{len(wrong)} of {len(hashes)} are others here, first {wrong[0]}: give the same weights.")
+        raise UserError(f"{source} leaves {counted(len(hashes), 'frozen tensor')} to the flags of its training, "
+                        f"{flags}, and {len(wrong)} of them, first {wrong[0]}, are others here: give these flags, with "
+                        "the same files.")
     say(f"{source} holds {counted(len(own) - len(hashes), 'tensor')}; {len(hashes)} more, frozen ones, are the model's "
         f"own, the same as in its training ({flags})")
     return {name: own[name] for name in hashes if name in own}

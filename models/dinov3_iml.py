@@ -4,8 +4,8 @@ Jieming Yu, Qiuxiao Feng, Zhuohan Wang, Xiaochen Ma, 2026. https://arxiv.org/abs
 Backbone: DINOv3, https://arxiv.org/abs/2508.10104, code and weights: https://github.com/facebookresearch/dinov3
 
 A plain ViT turns the image into one vector per patch of 16 x 16 pixels; three convolutions and one enlargement make a
-mask of them. The ViT stays as it is, is trained as a whole, or gets low-rank updates (LoRA) of its projections to query,
-key and value, which is what the authors recommend.
+mask of them. The ViT stays as it is, is trained as a whole, or gets low-rank updates (LoRA) of its projections to
+query, key and value, which is what the authors recommend.
 
 Input: RGB, ImageNet-normalised; published at 512x512 with --if_resizing and --edge_mask_width 7. Any other size works:
 the model pads to multiples of 16, repeating the last pixel, and crops.

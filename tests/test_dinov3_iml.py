@@ -13,7 +13,7 @@ import torch
 from conftest import run_here
 from models.dinov3_iml import DINOv3_IML
 from registry import UserError
-from test_models import MODEL_CASES, REFERENCE, dinov3_names, make_batch, rows, zoo  # noqa: F401  zoo is a fixture
+from test_models import MODEL_CASES, REFERENCE, dinov3_names, make_batch, rows, zoo  # noqa: F401
 
 CASE = next(case for case in MODEL_CASES if case.name == "DINOv3_IML")  # LoRA of rank 4, its B not 0
 
@@ -48,7 +48,7 @@ def test_published_numbers_of_parameters(size, rank, millions):
 
 @rows([CASE])
 @torch.no_grad()
-def test_lora_is_an_update_of_the_weight(zoo):  # noqa: F811
+def test_lora_is_an_update_of_the_weight(zoo):
     """Merged into the weight it gives the same masks; by default alpha is twice the rank; with B = 0 there is none."""
     model, batch = zoo[1], make_batch(CASE, 32, 48, count=1)
     masks = model(**batch)["pred_mask"]
@@ -65,7 +65,7 @@ def test_lora_is_an_update_of_the_weight(zoo):  # noqa: F811
 
 
 @rows([CASE])
-def test_loss_without_an_edge_mask(zoo):  # noqa: F811
+def test_loss_without_an_edge_mask(zoo):
     stored = np.load(REFERENCE / "DINOv3_IML" / "case.npz")["noedge/backward_loss"]
     result = zoo[1](**make_batch(CASE) | {"edge_mask": None})
     assert result["visual_loss"]["edge_loss"] == 0
@@ -73,15 +73,15 @@ def test_loss_without_an_edge_mask(zoo):  # noqa: F811
 
 
 @rows([CASE])
-def test_positions_are_stretched_anew_in_every_block_of_a_training_step(zoo, monkeypatch):  # noqa: F811
-    """By a factor exp(u), u uniform in [-ln 2, ln 2], but not where the backbone is frozen: nor is it differentiated."""
+def test_positions_are_stretched_anew_in_every_block_of_a_training_step(zoo):
+    """By exp(u), u uniform in [-ln 2, ln 2]; not where the backbone is frozen, which isn't differentiated either."""
     batch = make_batch(CASE, 32, 48, count=1)
     for finetune in ("lora", "full", "frozen"):
         state = {name: x.clone() for name, x in zoo[1].state_dict().items() if finetune == "lora" or "lora" not in name}
         model = build(state, finetune=finetune, lora_rank=4)
         tables, passed = [], []
         for block in model.backbone.blocks:
-            block.register_forward_pre_hook(lambda module, args, kwargs: tables.append(kwargs["rope"]), with_kwargs=True)
+            block.register_forward_pre_hook(lambda block, x, named: tables.append(named["rope"]), with_kwargs=True)
         model.backbone.norm.register_forward_hook(lambda module, args, out: passed.append(out.requires_grad))
         for training in (False, True):
             torch.manual_seed(0)
@@ -98,7 +98,7 @@ def test_positions_are_stretched_anew_in_every_block_of_a_training_step(zoo, mon
 
 
 @rows([CASE])
-def test_start_weights(zoo, tmp_path, monkeypatch):  # noqa: F811
+def test_start_weights(zoo, tmp_path, monkeypatch):
     """Meta's file with what we drop and periods as they come; timm's weights have neither biases nor periods."""
     state = {name.removeprefix("backbone."): x for name, x in dinov3_names(without_lora(zoo[1])).items()
              if name.startswith("backbone.")}
@@ -126,7 +126,7 @@ def test_start_weights(zoo, tmp_path, monkeypatch):  # noqa: F811
 
 
 @rows([CASE])
-def test_published_checkpoints(zoo, images, tmp_path):  # noqa: F811
+def test_published_checkpoints(zoo, images, tmp_path):
     """As upstream's trainer saves them: names of DINOv3 and peft, a Namespace, no flags of the model."""
     path, state = tmp_path / "upstream.pth", dinov3_names(zoo[1].state_dict())
     torch.save({"model": state, "epoch": 3, "scaler": {}, "optimizer": {},

@@ -150,7 +150,8 @@ def rounded_periods(tensors):
 def dinov3_hooks(name):
     """act/block11_before_norm is the output of block 11."""
     modules = {"patch_embed": "patch_embed", "block0_qkv": "blocks.0.attn.qkv", "block0_attn": "blocks.0.attn",
-               "block0": "blocks.0", "block5": "blocks.5", "block11_before_norm": "blocks.11", "norm_all_tokens": "norm"}
+               "block0": "blocks.0", "block5": "blocks.5", "block11_before_norm": "blocks.11",
+               "norm_all_tokens": "norm"}
     heads = {"head_conv1": "seg_head.0", "head_relu2": "seg_head.5", "logit_low": "seg_head.6"}
     return heads.get(name) or f"backbone.{modules[name]}", None
 

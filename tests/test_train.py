@@ -347,8 +347,9 @@ def test_checkpoints_of_trained_weights_alone(images, tmp_path):
 
     for done in (test("straight", "--start_path", other), train("new", *flags[:1], "--resume", middle)):
         assert done.returncode == 1 and re.fullmatch(
-            rf"error: --\w+ \S+.pth leaves frozen weights to the flags of its training, --start_path {file} --seed 3, "
-            r"and of these [12] of 2 are others here, first net.0.\w+: give the same weights.\n", done.stderr)
+            rf"error: --\w+ \S+.pth leaves 2 frozen tensors to the flags of its training, --start_path {file} --seed "
+            r"3, and [12] of them, first net.0.\w+, are others here: give these flags, with the same files.\n",
+            done.stderr)
     file.rename(other)
     done = test("straight", "--start_path", other)
     assert done.returncode == 0 and f"note: --start_path was {file} in " in done.stdout
@@ -362,7 +363,7 @@ def test_frozen_weights_that_were_random_come_from_the_seed(images, tmp_path):
     done = run_here("test_robust.py", *flags)
     assert done.returncode == 0 and " --seed 3\n" in done.stdout and "(--seed 3)\n" in done.stdout, done.stderr
     done = run_here("test_robust.py", *flags, "--seed", 4)
-    assert done.returncode == 1 and "training, --seed 3, and of these 2 of 2 are others here" in done.stderr
+    assert done.returncode == 1 and "--seed 3, and 2 of them, first net.0.weight, are others here" in done.stderr
 
 
 def test_a_model_without_frozen_parameters_saves_all(images, tmp_path):
