@@ -3,6 +3,7 @@
     python train.py --model MyModel --kernel_size 5 --data_path demo_data/train.json --if_resizing --image_size 128
 
 Nothing else has to be edited. Every parameter of the constructor is a flag, and its line under Args is the flag's help.
+`python tools/check_model.py --model MyModel` tells what is wrong with it before the first training.
 """
 import torch
 import torch.nn as nn

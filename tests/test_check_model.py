@@ -223,7 +223,7 @@ def test_in_a_process_of_its_own(tmp_path):
     failed = "evaluates three images, and one"
     assert done.returncode == 1 and done.stdout.startswith("OK      builds: 76 parameters, 76 of them trainable\n")
     assert f"NOT OK  {failed}: ZeroDivisionError: division by zero (models/mine.py:10).\n" in done.stdout
-    assert f"\n-       evaluation gives the same twice: not checked, as this failed above: {failed}\n" in done.stdout
+    assert f"\n-       evaluation gives the same twice: not checked, see \"{failed}\" above\n" in done.stdout
     assert "item at models/mine.py:9, __getitem__ at models/mine.py:10: keep values on the device" in done.stdout
     assert done.stderr.startswith("Traceback") and "1 / (len(image) - 1 + self.training)" in done.stderr
 
