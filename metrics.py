@@ -342,8 +342,8 @@ def valid_area(mask, shape=None, shape_mask=None):
 
 
 def select(pred, mask, shape_mask):
-    """Return an image's pred and mask (1, H, W) where its `shape_mask` is 1, not copied where that is a rectangle at the
-    top left."""
+    """Return an image's pred and mask (1, H, W) where its `shape_mask` is 1, not copied where that is a rectangle at
+    the top left."""
     valid = shape_mask.numpy() > 0.5
     h, w = np.count_nonzero(valid[0, :, :1]), np.count_nonzero(valid[0, :1])
     if np.count_nonzero(valid) == np.count_nonzero(valid[:, :h, :w]) == h * w:

@@ -1,4 +1,7 @@
-"""Grad-CAM: gradcam.py against maps worked out by hand, and save_images.py --gradcam. Run: pytest tests/test_gradcam.py"""
+"""Grad-CAM: gradcam.py against maps worked out by hand, and save_images.py --gradcam.
+
+Run: python -m pytest tests/test_gradcam.py
+"""
 import cv2
 import numpy as np
 import pytest
