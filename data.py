@@ -480,14 +480,16 @@ def read_json(path):
 
 def read_pairs(path, of_sets):
     """Return the list of [image, mask] of a JSON, or with `of_sets` of [kind of dataset, path]; UserError otherwise."""
+    def refuse(position, what):
+        raise UserError(f"{path}: item {position} is {json.dumps(content[position])[:80]}, not {what}. {JSON_FORMS}")
+
     content = read_json(path)
     for position, item in enumerate(content):
-        text = json.dumps(item)[:80]
-        if not (isinstance(item, list) and len(item) == 2 and all(isinstance(part, str) and part for part in item)):
-            raise UserError(f"{path}: item {position} is {text}, not a pair of strings. {JSON_FORMS}")
+        if not (isinstance(item, list) and len(item) == 2
+                and isinstance(item[0], str) and isinstance(item[1], str) and item[0] and item[1]):
+            refuse(position, "a pair of strings")
         if (item[0] in ("ManiDataset", "JsonDataset")) != of_sets:
-            what = "a dataset" if of_sets else "an image and its mask"
-            raise UserError(f"{path}: item {position} is {text}, not {what}. {JSON_FORMS}")
+            refuse(position, "a dataset" if of_sets else "an image and its mask")
     return content
 
 
