@@ -1,19 +1,22 @@
-"""Measurements of what is meant to be cheap, each as a ratio to a plain way of doing the same in the same run.
+"""What the repository's work costs, beside the least work found that gives the same: the floor.
 
-    python tests/benchmark.py                # loading, auc, edge, seeding, robustness (a minute)
-    python tests/benchmark.py auc edge       # some of them
+    python tests/benchmark.py                # the table (minutes)
+    python tests/benchmark.py counts auc     # some of its parts
+    python tests/benchmark.py --json         # the table as JSON
     python tests/benchmark.py models         # forward, forward + backward and memory of every model (minutes)
     python tests/benchmark.py pairs          # JSONs of 200,000 and 1,000,000 pairs (minutes, two million hard links)
 
 No test: nothing is asserted about time, and pytest doesn't collect it. Each time is the median of repetitions that
-alternate between the two ways, on one thread.
+alternate between ours and the floor, on one thread; a ratio of 1 can't be bettered.
 """
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,18 +29,17 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 import cv2
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import default_collate
 
 import data
+import metrics
 import registry
-import transforms  # before albumentations, which it keeps from asking the network for news
-import albumentations as albu
-from albumentations.pytorch import ToTensorV2
-from log import format_table
-from metrics import exact_auc
+import save_images
+import transforms
+from log import add_images, format_table
 
 torch.set_num_threads(1)
+cv2.setNumThreads(1)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def seconds(function):
@@ -47,12 +49,12 @@ def seconds(function):
     return time.perf_counter() - start
 
 
-def race(name, ours, plain, repetitions=15):
-    """Return a table row: median milliseconds of `ours` and of `plain`, called in turn, and plain / ours."""
-    ours(), plain()
-    times = [(seconds(ours), seconds(plain)) for _ in range(repetitions)]
-    fast, slow = (1000 * statistics.median(column) for column in zip(*times))
-    return [name, f"{fast:.2f}", f"{slow:.2f}", f"{slow / fast:.2f}"]
+def race(name, ours, floor, repetitions=15, unit=1000):
+    """Return a table row: median of `ours` and of `floor`, called in turn, in 1 / unit seconds, and their ratio."""
+    ours(), floor()
+    times = [(seconds(ours), seconds(floor)) for _ in range(repetitions)]
+    first, second = (unit * statistics.median(column) for column in zip(*times))
+    return {"work": name, "ours": first, "floor": second, "ratio": first / second}
 
 
 def image(height=256, width=384, seed=0):
@@ -76,95 +78,202 @@ def write_set(folder, count, **size):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Quick measurements: each yields table rows
+# The table: each part yields rows
+
+
+def read_floor(image, mask, size):
+    """An image and its mask as tensors, resized: OpenCV alone, no check of anything."""
+    image = cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+    mask = cv2.imdecode(np.fromfile(mask, np.uint8), cv2.IMREAD_GRAYSCALE)
+    image = cv2.resize(image, (size, size))
+    return image, cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST) > 127
+
+
+def tensors_floor(images, masks):
+    """Normalised tensors of a batch."""
+    mean, scale = data.normalisation(torch.device("cpu"))
+    image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    return image.sub_(mean).mul_(scale), torch.from_numpy(np.stack(masks))[:, None].float()
 
 
 def loading():
-    """A batch of 8 files to normalised tensors: this repository, and PIL with albumentations."""
     with tempfile.TemporaryDirectory() as folder:
-        for fitting, plain_fitting in (("resizing", albu.Resize(512, 512)),
-                                       ("padding", albu.PadIfNeeded(512, 512, position="top_left"))):
-            root = Path(folder) / fitting
-            root.mkdir()
-            dataset = data.ManiDataset(write_set(root, 8), padding=fitting == "padding", fingerprint=False)
-            pipeline = albu.Compose([plain_fitting, albu.Normalize(), ToTensorV2()])
-            files = list(zip(map(os.fsdecode, dataset.images), map(os.fsdecode, dataset.masks)))
+        dataset = data.ManiDataset(write_set(folder, 8), fingerprint=False)
+        files = list(zip(map(os.fsdecode, dataset.images), map(os.fsdecode, dataset.masks)))
+        yield race("load 8 images of 384 x 256 to 512, ms",
+                   lambda: data.to_device(data.collate([dataset[i] for i in range(8)]), torch.device("cpu")),
+                   lambda: tensors_floor(*zip(*(read_floor(*pair, 512) for pair in files))))
 
-            def ours():
-                data.to_device(data.collate([dataset[i] for i in range(8)]), torch.device("cpu"))
 
-            def plain():
-                samples = []
-                for image, mask in files:
-                    mask = np.asarray(Image.open(mask).convert("RGB")).mean(axis=2) > 127.5
-                    sample = pipeline(image=np.asarray(Image.open(image).convert("RGB")), mask=mask.astype(np.uint8))
-                    samples.append({"image": sample["image"], "mask": sample["mask"][None].float()})
-                default_collate(samples)
+def predictions(size):
+    """A prediction and a mask (1, 1, size, size)."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., size // 5:size // 2, size // 5:size // 2] = 1
+    return (torch.rand(mask.shape, generator=generator) + 0.3 * mask) / 1.3, mask
 
-            yield race(f"load 8 images, {fitting}", ours, plain)
+
+def counts():
+    """Three metrics of one image, with the checks that prediction and mask are what they should be."""
+    chosen = [metrics.PixelF1(), metrics.PixelIOU(), metrics.PixelAccuracy()]
+    for size in 512, 1024:
+        (pred, mask), shape = predictions(size), torch.tensor([[size, size]])
+        whole, count = torch.ones_like(mask), np.count_nonzero
+
+        def ours(**area):
+            pixels = metrics.valid_pixels(pred, mask, **area)
+            return [metric.compute(pixels) for metric in chosen] + pixels.checks()
+
+        def floor():
+            score, given = pred.numpy(), mask.numpy()
+            positive, truth = score > 0.5, given == 1
+            tp, bad = count(positive & truth), count(truth) + count(given == 0) != given.size
+            return tp, count(positive) - tp, count(truth) - tp, bad, score.min(), score.max()
+
+        yield race(f"F1, IoU, accuracy of {size} x {size}, ms", lambda: ours(shape=shape), floor)
+        yield race(f"the same through a shape_mask, {size}, ms", lambda: ours(shape_mask=whole), floor)
 
 
 def auc():
-    """Exact AUC of one 512 x 512 image against scikit-learn and an argsort with torch."""
-    from sklearn.metrics import roc_auc_score
-
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.rand(512 * 512, generator=generator) < 0.2
-    score = (torch.rand(512 * 512, generator=generator) + 0.3 * truth) / 1.3
-
-    def argsort():
-        """Right without ties only."""
-        rank = torch.empty(len(score), dtype=torch.int64)
-        rank[torch.argsort(score)] = torch.arange(1, len(score) + 1)
-        count = truth.sum()
-        return (rank[truth].sum() - count * (count + 1) / 2) / (count * (len(score) - count))
-
-    def sklearn():
-        return roc_auc_score(truth.numpy(), score.numpy())
-
-    yield race("AUC, against scikit-learn", lambda: exact_auc(score, truth), sklearn)
-    yield race("AUC, against argsort", lambda: exact_auc(score, truth), argsort)
-
-
-def edge():
-    """Edge mask of 512 x 512 pixels: one morphological gradient, and dilation minus erosion, also of a float mask."""
-    mask = np.zeros((512, 512), np.uint8)
-    mask[100:300, 150:400] = 1
-    kernel = cv2.getStructuringElement(cv2.MORPH_CROSS, (7, 7))
-    real = mask.astype(np.float32)
-    yield race("edge mask, against dilate - erode", lambda: cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, kernel),
-               lambda: cv2.dilate(mask, kernel) - cv2.erode(mask, kernel))
-    yield race("edge mask, against the same in float32", lambda: cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, kernel),
-               lambda: cv2.dilate(real, kernel) - cv2.erode(real, kernel))
-
-
-def seeding():
-    """What it costs that each image's augmentation has a seed of its own, beside the augmentation itself."""
-    from train import train_transform
-
-    transform, pixels, mask = train_transform(), image(), np.zeros((256, 384), np.uint8)
-    rounds = 20
-
-    def seeded():
-        for i in range(rounds):
-            transform.set_random_seed(int(np.random.default_rng([42, 0, i]).integers(2**31)))
-
-    def augmented():
-        for i in range(rounds):
-            transform(image=pixels, mask=mask)
-
-    yield race("seeds of 20 images, against augmenting them", seeded, augmented)
+    for size in 512, 1024:
+        pred, mask = (x.flatten() for x in predictions(size))
+        keys, truth = pred.view(torch.int32) * 2 + mask.int(), mask > 0.5
+        yield race(f"exact AUC of {size} x {size} (floor: the sort), ms", lambda: metrics.exact_auc(pred, truth),
+                   lambda: torch.sort(keys))
 
 
 def robustness():
-    """Seven blurs of 8 images: decoded once, and decoded for each strength."""
-    attacks = list(transforms.GaussianBlurWrapper([0, 3, 7, 11, 15, 19, 23]))
+    """The data side of the script's 18 attacks and the clean images."""
+    from test_robust import make_attacks
+    pairs = [(strength, attack) for wrapper in make_attacks(None, "variance", 42, "exact") for strength, attack in wrapper]
     with tempfile.TemporaryDirectory() as folder:
-        folder = write_set(folder, 8, height=1024, width=1536)
-        together = data.ManiDataset(folder, attacks=attacks, fingerprint=False)
-        apart = [data.ManiDataset(folder, attacks=[attack], fingerprint=False) for attack in attacks]
-        yield race("7 blurs of 8 images of 1024 x 1536", lambda: [together[i] for i in range(8)],
-                   lambda: [dataset[i] for dataset in apart for i in range(8)], repetitions=3)
+        dataset = data.ManiDataset(write_set(folder, 8), attacks=pairs, fingerprint=False)
+        files = list(zip(map(os.fsdecode, dataset.images), map(os.fsdecode, dataset.masks)))
+
+        def ours():
+            for batch in data.collate([dataset[i] for i in range(8)]):
+                data.to_device(batch, torch.device("cpu"))
+
+        def floor():
+            versions = []
+            for image, mask in files:
+                pixels = cv2.imdecode(np.fromfile(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+                mask = read_floor(image, mask, 512)[1]
+                noise = cv2.randn(np.empty(pixels.shape, np.float32), 0, 1)
+                attacked = [pixels] + [cv2.GaussianBlur(pixels, (k, k), 0) for k in (3, 7, 11, 15, 19, 23)]
+                attacked += [cv2.addWeighted(pixels, 1, noise, v ** 0.5, 0, dtype=cv2.CV_8U) for v in range(3, 24, 4)]
+                for quality in (50, 60, 70, 80, 90, 100):
+                    encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+                    attacked.append(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))
+                versions.append([(cv2.resize(each, (512, 512)), mask) for each in attacked])
+            for version in zip(*versions):
+                tensors_floor(*zip(*version))
+
+        yield race(f"{len(pairs)} strengths of 8 images, ms", ours, floor, repetitions=5)
+
+
+def saving():
+    """A predicted mask to a PNG of the image's size."""
+    pred = cv2.GaussianBlur(predictions(512)[0][0, 0].numpy(), (0, 0), 9)
+    with tempfile.TemporaryDirectory() as folder:
+        for height, width in (256, 384), (768, 1024):
+            file = Path(folder, "mask.png")
+
+            def ours():
+                full = save_images.restore_size(pred, (512, 512), (height, width), padding=False)
+                save_images.write_png(file, save_images.to_bytes(full))
+
+            def floor():
+                cv2.imencode(".png", cv2.resize(cv2.convertScaleAbs(pred, alpha=255), (width, height)))[1].tofile(file)
+
+            yield race(f"save a mask of {width} x {height}, ms", ours, floor)
+
+
+def imports():
+    """A new interpreter with what a training of MyModel imports, and with torch, OpenCV and albumentations."""
+    def run(code):
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+    ours = """
+import train, registry
+registry.find_model("MyModel")
+train.train_transform()
+train.make_optimizer(registry.build_model("MyModel", {}), 0.05, 1e-3)
+"""
+    yield race("imports of a training, s", lambda: run(ours),
+               lambda: run("import torch, cv2, albumentations, torch.utils.data"), repetitions=3, unit=1)
+
+
+def tensorboard():
+    """Five grids of four images of 512 x 512."""
+    from torch.utils.tensorboard import SummaryWriter
+    grids = [torch.from_numpy(np.stack([image(512, 512, seed=i) for i in range(4)])).permute(0, 3, 1, 2) / 255] * 5
+    with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
+        def floor():
+            for grid in grids:
+                row = np.hstack(grid.mul(255).byte().permute(0, 2, 3, 1).numpy())
+                cv2.imencode(".png", row, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+        yield race("images of an evaluation to TensorBoard, ms",
+                   lambda: [add_images(writer, str(i), grid, 0) for i, grid in enumerate(grids)], floor, repetitions=5)
+
+
+def lists():
+    """A JSON of 100,000 pairs; the fingerprint of 300."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_pairs(folder, 100_000)
+
+        def floor():
+            for image, mask in json.loads(Path(path).read_bytes()):
+                os.access(os.path.join(folder, image), os.F_OK)
+                os.access(os.path.join(folder, mask), os.F_OK)
+
+        yield race("open a JSON of 100,000 pairs, ms", lambda: data.JsonDataset(path, fingerprint=False), floor,
+                   repetitions=5)
+        dataset = data.JsonDataset(path, fingerprint=False)
+        columns = [column.tolist() for column in (dataset.names, dataset.images, dataset.masks)]
+        yield race("look up 100,000 pairs, ms",
+                   lambda: [[os.fsdecode(column[i]) for column in (dataset.names, dataset.images, dataset.masks)]
+                            for i in range(100_000)],
+                   lambda: [[os.fsdecode(column[i]) for column in columns] for i in range(100_000)], repetitions=5)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = data.ManiDataset(write_set(folder, 300), fingerprint=False)
+        files = list(map(os.fsdecode, [*dataset.images, *dataset.masks]))
+
+        def first():
+            Path(folder, ".scan.npz").unlink(missing_ok=True)
+            data.ManiDataset(folder, progress=False)
+
+        def read():
+            """Every file's bytes hashed, and the masks decoded, whose labels are counted."""
+            for file in files:
+                content = np.fromfile(file, np.uint8)
+                hashlib.blake2b(content, digest_size=16).hexdigest()
+                if file.endswith(".png"):
+                    cv2.imdecode(content, cv2.IMREAD_GRAYSCALE).any()
+
+        yield race("first fingerprint of 300 pairs, ms", first, read, repetitions=5)
+        yield race("the same again, ms", lambda: data.ManiDataset(folder), lambda: [os.stat(file) for file in files])
+
+
+def loops():
+    """The loop of test.py around a model, and its forward passes alone, on batches that are there already."""
+    from evaluate import evaluate
+    from models.noisenet import NoiseNet
+    model = NoiseNet().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = data.ManiDataset(write_set(folder, 32), fingerprint=False)
+        batches = [data.to_device(data.collate([dataset[i] for i in range(at, at + 4)]), torch.device("cpu"))
+                   for at in range(0, 32, 4)]
+
+        def floor():
+            with torch.no_grad():
+                for batch in batches:
+                    model(**batch)
+
+        chosen = [metrics.PixelF1(), metrics.PixelIOU()]
+        yield race("evaluate 32 images by NoiseNet, 1 worker, ms",
+                   lambda: evaluate(model, dataset, chosen, batch_size=4, num_workers=1), floor, repetitions=3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -277,21 +386,28 @@ def pairs(counts=(200_000, 1_000_000)):
                         "PSS after", "private after", "main MB", "main peak"], rows))
 
 
-QUICK = {function.__name__: function for function in (loading, auc, edge, seeding, robustness)}
+TABLE = {function.__name__: function for function in (loading, counts, auc, robustness, saving, imports, tensorboard,
+                                                      lists, loops)}
 SLOW = {function.__name__: function for function in (models, pairs)}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME",
-                        help=f"what to measure: {' '.join([*QUICK, *SLOW])} (default: all but the last two)")
-    names = parser.parse_args().names or list(QUICK)
-    unknown = set(names) - {*QUICK, *SLOW}
+                        help=f"what to measure: {' '.join([*TABLE, *SLOW])} (default: all but the last two)")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    args = parser.parse_args()
+    names = args.names or list(TABLE)
+    unknown = set(names) - {*TABLE, *SLOW}
     if unknown:
-        parser.error(f"{', '.join(sorted(unknown))}: not known. Known: {', '.join([*QUICK, *SLOW])}")
-    rows = [row for name in names if name in QUICK for row in QUICK[name]()]
-    if rows:
-        print(format_table(["milliseconds, median", "ours", "plain", "plain / ours"], rows))
+        parser.error(f"{', '.join(sorted(unknown))}: not known. Known: {', '.join([*TABLE, *SLOW])}")
+    rows = [row for name in names if name in TABLE for row in TABLE[name]()]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    elif rows:
+        print(format_table(["work", "ours", "floor", "ours / floor"],
+                           [[row["work"], f"{row['ours']:.3g}", f"{row['floor']:.3g}", f"{row['ratio']:.2f}"]
+                            for row in rows]))
     for name in names:
         if name in SLOW:
             SLOW[name]()
