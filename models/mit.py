@@ -1,4 +1,4 @@
-"""Mix-Transformer (MiT), the hierarchical encoder of SegFormer, which TruFor, Mesorch and MSCDI-Net share.
+"""Mix-Transformer (MiT), the hierarchical encoder of SegFormer, which TruFor, Mesorch, MSCDI-Net and baselines share.
 
 SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers. Xie, Wang, Yu, Anandkumar, Alvarez,
 Luo. NeurIPS 2021. https://arxiv.org/abs/2105.15203

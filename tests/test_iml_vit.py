@@ -114,12 +114,14 @@ def test_other_files_are_refused(tmp_path, content):
     ("iml_vit", "MAE", "--vit_pretrain_path"), ("span", "IMTFE", "--weight_path"),
     ("mesorch", "MIT", "--seg_pretrain_path"), ("mscdi_net", "MIT_B4", "--backbone_weights_path"),
     ("sparse_vit", "UNIFORMER", "--pretrained_path"), ("trufor", "MIT_B2", "--pretrained_mit_b2"),
-    ("dinov3_iml", "DINOV3", "--dinov3_weights_path")])
+    ("dinov3_iml", "DINOV3", "--dinov3_weights_path"),
+    ("baseline", "MIT", "--pretrain_pth_path")])
 def test_launchers_need_no_starting_weights_to_resume(tmp_path, launcher, variable, flag):
     def run(*flags, **env):
         done = subprocess.run(["sh", str(ROOT / "runs" / f"train_{launcher}.sh"), *flags], capture_output=True,
                               text=True, cwd=tmp_path,
-                              env={"PATH": os.environ["PATH"], "PYTHON": "echo", "DATA": "d", "TEST": "t", **env})
+                              env={"PATH": os.environ["PATH"], "PYTHON": "echo", "DATA": "d", "TEST": "t",
+                                   "MODEL": "srm_segformer", **env})  # which only train_baseline.sh reads
         return done.returncode, done.stdout + done.stderr
 
     for flags in (["--resume", "auto"], ["--lr", "1", "--resume=auto"]):
