@@ -13,12 +13,12 @@ size (Swin, ViT, ...) are built for --image_size; smaller images are padded to i
 Licence: this file is MIT; pretrained weights have the terms that timm's page of the name gives.
 """
 import difflib
+import logging
 from typing import Literal
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
 from torch import nn
 
 from data import MEAN, STD
@@ -29,6 +29,7 @@ from .weights import timm_model
 
 WIDTH = 128  # channels of the decoder
 FINEST = 4  # reduction of the decoder's finest map
+logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of each classifier weight that feature maps don't need
 
 
 def near_names(word):
@@ -142,13 +143,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.kind = kind
         # Maps coarser than 1/4, 1/8, ... are enlarged to these. The norms are there because the maps of the blocks of
-        # pretrained ViTs differ in scale by orders of magnitude.
+        # pretrained ViTs differ in scale by orders of magnitude; they are of whole maps, since a norm of each pixel
+        # would take away what differs between the regions of an image, such as the strength of its noise.
         factors = [max(reduction // (FINEST * 2 ** i), 1) for i, reduction in enumerate(reductions)]
         self.laterals = nn.ModuleList(
-            nn.Sequential(LayerNorm2d(count), nn.ConvTranspose2d(count, WIDTH, factor, stride=factor))
+            nn.Sequential(nn.GroupNorm(1, count), nn.ConvTranspose2d(count, WIDTH, factor, stride=factor))
             for count, factor in zip(channels, factors))
         fuse = (nn.Conv2d(WIDTH, WIDTH, 3, padding=1) if kind == "fpn" else nn.Conv2d(len(factors) * WIDTH, WIDTH, 1))
-        self.fuse = nn.Sequential(fuse, LayerNorm2d(WIDTH), nn.GELU())
+        self.fuse = nn.Sequential(fuse, nn.GroupNorm(1, WIDTH), nn.GELU())
         self.mask = nn.Conv2d(WIDTH, 1, 1)
 
     def forward(self, maps):
