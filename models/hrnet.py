@@ -106,7 +106,6 @@ class HRModule(nn.Module):
             y = path(maps[j])
             if j > i:
                 y = F.interpolate(y, maps[i].shape[-2:], mode="bilinear", align_corners=self.align_corners)
-                y = y.to(maps[j].dtype)  # autocast may enlarge in float32, in which all later maps would stay
             total = y if total is None else total + y
         return F.relu(total, inplace=True)
 
