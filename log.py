@@ -268,6 +268,22 @@ def json_lines(records):
                                for key, value in record.items()}) + "\n" for record in records)
 
 
+def forget_rows_from(path, epoch):
+    """Take the rows of epochs that will be trained again out of log.txt.
+
+    A run that was killed may have logged more than it saved, and its last line may be cut off.
+    """
+    def is_earlier(line):
+        try:
+            return json.loads(line)["epoch"] < epoch
+        except (json.JSONDecodeError, KeyError):
+            return False
+
+    if is_main() and path.exists():
+        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_file(path, "".join(filter(is_earlier, rows)))
+
+
 def csv_lines(rows, header=True):
     """Return dicts that share their keys as lines of CSV."""
     text = io.StringIO(newline="")

@@ -9,7 +9,6 @@ Writes to --output_dir: checkpoint-<epoch>.pth (the newest, the best, and every 
 per epoch) and TensorBoard events. The same command runs on a CPU, on one GPU, and under torchrun on several GPUs and
 machines.
 """
-import json
 import math
 
 import torch
@@ -20,7 +19,7 @@ import metrics
 from checkpoint import (find_resume, frozen_hashes, load_checkpoint, refuse_broken_weights, resume_training,
                         save_checkpoint)
 from evaluate import check_output, evaluate, evaluation_options
-from log import EpochLog, add_images, append_file, json_lines, open_output, say, tensorboard, write_file
+from log import EpochLog, add_images, append_file, forget_rows_from, json_lines, open_output, say, tensorboard
 from registry import (UserError, build_model, counted, exit_on_user_error, natural, parse_args, positive, post_function,
                       rate, script_parser, without_starting_weights)
 
@@ -126,22 +125,6 @@ def learning_rate(epoch, epochs, warmup_epochs, peak, lowest):
         return peak * epoch / warmup_epochs
     share = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
     return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
-
-
-def forget_rows_from(path, epoch):
-    """Take the rows of epochs that will be trained again out of log.txt.
-
-    A run that was killed may have logged more than it saved, and its last line may be cut off.
-    """
-    def is_earlier(line):
-        try:
-            return json.loads(line)["epoch"] < epoch
-        except (json.JSONDecodeError, KeyError):
-            return False
-
-    if ddp.is_main() and path.exists():
-        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_file(path, "".join(filter(is_earlier, rows)))
 
 
 def write_images(writer, tag, batch, output, step):
