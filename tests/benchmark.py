@@ -34,7 +34,6 @@ import data
 import metrics
 import registry
 import save_images
-import transforms
 from log import add_images, format_table
 
 torch.set_num_threads(1)
