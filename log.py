@@ -326,7 +326,7 @@ def add_images(writer, tag, images, step):
     from tensorboard.compat.proto.summary_pb2 import Summary  # here, see above
     row = torch.cat([*images.detach().float().clamp(0, 1).mul(255).byte()], dim=2).permute(1, 2, 0).cpu().numpy()
     height, width, channels = row.shape
-    png = cv2.imencode(".png", row if channels == 1 else row[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+    png = cv2.imencode(".png", row if channels == 1 else row[..., ::-1])[1]
     image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png.tobytes())
     writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 

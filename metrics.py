@@ -187,12 +187,15 @@ class Metric:
 
     def compute(self, samples):
         """One value per sample, (B,) float64; NaN where undefined."""
-        if self.takes_scores:
-            origin, reverse = samples.auc(), 1 - samples.auc()
-        else:
+        def judge(reverse):
+            if self.takes_scores:
+                return 1 - samples.auc() if reverse else samples.auc()
             tp, fp, fn, tn = samples.counts(self.threshold)
-            origin, reverse = self.formula(tp, fp, fn, tn), self.formula(fn, tn, tp, fp)
-        return {"origin": origin, "reverse": reverse, "double": torch.maximum(origin, reverse)}[self.mode]
+            return self.formula(fn, tn, tp, fp) if reverse else self.formula(tp, fp, fn, tn)
+
+        if self.mode == "double":
+            return torch.maximum(judge(reverse=False), judge(reverse=True))
+        return judge(reverse=self.mode == "reverse")
 
 
 class PixelMetric(Metric):

@@ -104,19 +104,19 @@ def loading():
                    lambda: tensors_floor(*zip(*(read_floor(*pair, 512) for pair in files))))
 
 
-def predictions(size):
-    """A prediction and a mask (1, 1, size, size)."""
+def predictions(size, count=1):
+    """Predictions and masks (count, 1, size, size)."""
     generator = torch.Generator().manual_seed(0)
-    mask = torch.zeros(1, 1, size, size)
+    mask = torch.zeros(count, 1, size, size)
     mask[..., size // 5:size // 2, size // 5:size // 2] = 1
     return (torch.rand(mask.shape, generator=generator) + 0.3 * mask) / 1.3, mask
 
 
 def counts():
-    """Three metrics of one image, with the checks that prediction and mask are what they should be."""
+    """Three metrics of a batch of two, with the checks that prediction and mask are what they should be."""
     chosen = [metrics.PixelF1(), metrics.PixelIOU(), metrics.PixelAccuracy()]
     for size in 512, 1024:
-        (pred, mask), shape = predictions(size), torch.tensor([[size, size]])
+        (pred, mask), shape = predictions(size, 2), torch.tensor([[size, size]] * 2)
         whole, count = torch.ones_like(mask), np.count_nonzero
 
         def ours(**area):
@@ -124,13 +124,13 @@ def counts():
             return [metric.compute(pixels) for metric in chosen] + pixels.checks()
 
         def floor():
-            score, given = pred.numpy(), mask.numpy()
-            positive, truth = score > 0.5, given == 1
-            tp, bad = count(positive & truth), count(truth) + count(given == 0) != given.size
-            return tp, count(positive) - tp, count(truth) - tp, bad, score.min(), score.max()
+            for score, given in zip(pred.numpy(), mask.numpy()):
+                positive, truth = score > 0.5, given == 1
+                tp, bad = count(positive & truth), count(truth) + count(given == 0) != given.size
+                count(positive) - tp, count(truth) - tp, bad, score.min(), score.max()
 
-        yield race(f"F1, IoU, accuracy of {size} x {size}, ms", lambda: ours(shape=shape), floor)
-        yield race(f"the same through a shape_mask, {size}, ms", lambda: ours(shape_mask=whole), floor)
+        yield race(f"F1, IoU, accuracy of 2 images of {size} x {size}, ms", lambda: ours(shape=shape), floor)
+        yield race(f"the same through a shape_mask, {size} x {size}, ms", lambda: ours(shape_mask=whole), floor)
 
 
 def auc():
@@ -144,7 +144,7 @@ def auc():
 def robustness():
     """The data side of the script's 18 attacks and the clean images."""
     from test_robust import make_attacks
-    pairs = [(strength, attack) for wrapper in make_attacks(None, "variance", 42, "exact") for strength, attack in wrapper]
+    pairs = [pair for wrapper in make_attacks(None, "variance", 42, "exact") for pair in wrapper]
     with tempfile.TemporaryDirectory() as folder:
         dataset = data.ManiDataset(write_set(folder, 8), attacks=pairs, fingerprint=False)
         files = list(zip(map(os.fsdecode, dataset.images), map(os.fsdecode, dataset.masks)))
@@ -211,7 +211,7 @@ def tensorboard():
         def floor():
             for grid in grids:
                 row = np.hstack(grid.mul(255).byte().permute(0, 2, 3, 1).numpy())
-                cv2.imencode(".png", row, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+                cv2.imencode(".png", row)
 
         yield race("images of an evaluation to TensorBoard, ms",
                    lambda: [add_images(writer, str(i), grid, 0) for i, grid in enumerate(grids)], floor, repetitions=5)
