@@ -1,4 +1,5 @@
 """The one evaluation loop that every script uses, its `Result`, and the check of a model's output."""
+import collections
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,6 +121,12 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
     model_name = model_name or type(model).__name__
     loader = data.eval_loader(dataset, batch_size, num_workers, pin_memory, ddp.rank(), ddp.world_size())
     records, checked = [[] for _ in dataset.attacks or [None]], False  # one list of batches per attack strength
+    unread = collections.deque()  # read after the next forward is queued, so that a GPU doesn't wait for its results
+
+    def read_one():
+        record, index, names, table, ready = unread.popleft()
+        record.append((index, read_table(table, ready, metrics, names, model_name), names if keep_names else []))
+
     # Not inference_mode: what a model caches during forward (position grids) must stay usable in training.
     with (torch.no_grad(), eval_mode(model, model_eval), ddp.fail_together(),
           Progress(label, len(dataset), progress) as bar):
@@ -132,11 +139,15 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
                 if not checked:
                     check_output(output, batch, metrics, model_name)
                     checked = True
-                table = score_batch(output, batch, metrics, model_name)
-                record.append((loaded["index"].numpy(), table, batch["name"] if keep_names else []))
+                unread.append((record, loaded["index"].numpy(), batch["name"],
+                               *score_batch(output, batch, metrics, model_name)))
+                if len(unread) > 1:
+                    read_one()
                 if on_batch:
                     on_batch(batch, output)
             bar.update(len(batch["name"]) * ddp.world_size())
+        while unread:
+            read_one()
     shares = ddp.gather(records)
     return [summarize(sum(parts, []), metrics, len(dataset), keep_names) for parts in zip(*shares)]
 
@@ -175,10 +186,7 @@ def image_metrics(metrics):
 
 
 def score_batch(output, batch, metrics, model_name):
-    """Return a (B, 2 + pixel metrics) float64 array of one batch: score, label, pixel metrics.
-
-    The device is read once, at the end.
-    """
+    """Return (table, ready) of one batch for `read_table`: on the way to the CPU, nothing waits for it."""
     score, label = label_scores(output, batch["label"]), batch["label"].double()
     columns = [torch.full_like(label, torch.nan) if score is None else score, label]
     if pixel_metrics(metrics):
@@ -186,16 +194,28 @@ def score_batch(output, batch, metrics, model_name):
             check_output(output, batch, metrics, model_name)  # which refuses it: the form has changed since the start
         pixels = valid_pixels(output["pred_mask"], batch["mask"], batch["shape"])
         columns += [metric.compute(pixels) for metric in pixel_metrics(metrics)] + pixels.checks()
-    columns = torch.stack(columns).cpu().numpy()
+    table = torch.stack(columns)
+    if not table.is_cuda:
+        return table, None
+    table, ready = table.to("cpu", non_blocking=True), torch.cuda.Event()
+    ready.record()
+    return table, ready
+
+
+def read_table(table, ready, metrics, names, model_name):
+    """Return a (B, 2 + pixel metrics) float64 array: score, label, pixel metrics. UserError for bad values."""
+    if ready:
+        ready.synchronize()
+    columns = table.numpy()
     score, label = columns[:2]
-    refuse_bad_values(image_metrics(metrics), score, score, label * (label - 1), batch["name"], model_name)
+    refuse_bad_values(image_metrics(metrics), score, score, label * (label - 1), names, model_name)
     if pixel_metrics(metrics):
-        refuse_bad_values(pixel_metrics(metrics), *columns[-3:], batch["name"], model_name)
+        refuse_bad_values(pixel_metrics(metrics), *columns[-3:], names, model_name)
     return columns[:2 + len(pixel_metrics(metrics))].T
 
 
 def summarize(record, metrics, expected, keep_names):
-    """Return the `Result` of all ranks' (index, table of `score_batch`, names), one per batch, of `expected` images."""
+    """Return the `Result` of all ranks' (index, table of `read_table`, names), one per batch, of `expected` images."""
     index, table, names = zip(*record)
     index, table, names = np.concatenate(index), np.concatenate(table), [name for part in names for name in part]
     order = np.argsort(index)
