@@ -31,8 +31,9 @@ def check_output(output, batch, metrics, model_name, training=False):
             refuse(f"forward returned no {metric.key}, which the metric '{metric.name}' needs; return {metric.key} or "
                    "take the metric off the list.")
     mask, pred, loss, count = batch["mask"], output.get("pred_mask"), output.get("backward_loss"), len(batch["label"])
-    if pred is not None and pred.shape != mask.shape:
-        refuse(f"pred_mask is {tuple(pred.shape)} but the mask is {tuple(mask.shape)}; return pred_mask with one value "
+    if pred is not None and (not torch.is_tensor(pred) or pred.shape != mask.shape):
+        shape = tuple(pred.shape) if torch.is_tensor(pred) else type(pred).__name__
+        refuse(f"pred_mask is {shape} but the mask is {tuple(mask.shape)}; return pred_mask with one value "
                "for every pixel of the mask.")
     for metric in image_metrics(metrics)[:1]:
         if label_scores(output, batch["label"]) is None:

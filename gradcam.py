@@ -5,6 +5,7 @@ https://arxiv.org/abs/1610.02391. With A_k the maps of a layer and S the target,
 w_k is the mean over the map of dS/dA_k.
 """
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +30,12 @@ class GradCam:
     """
 
     def __init__(self, model, layer, target="mask"):
-        layers = dict(model.named_modules())
-        if not layer or layer not in layers:
+        layers = [name for name, _ in model.named_modules() if name]
+        if layer not in layers:
             outer = layer.rpartition(".")[0]
-            inside = [name for name in layers if name and name.rpartition(".")[0] == (outer if outer in layers else "")]
+            inside = [name for name in layers if name.rpartition(".")[0] == (outer if outer in layers else "")]
             raise UserError(f"--gradcam {layer}: {type(model).__name__} has no such layer.{nearest(layer, layers)} "
-                            f"Layers {f'in {outer}' if outer in layers and outer else 'at the top'}: "
+                            f"Layers {f'in {outer}' if outer in layers else 'at the top'}: "
                             f"{', '.join(inside)}.")
         self.model, self.layer, self.target = model, layer, target
         self.outputs = []  # of the layer: one per time it runs in a forward, or more where it returns several
@@ -48,8 +49,9 @@ class GradCam:
 
     def record(self, module, inputs, output):
         parts = output.values() if isinstance(output, dict) else output
-        parts = [output] if torch.is_tensor(output) else parts
+        parts = parts if isinstance(parts, Iterable) and not torch.is_tensor(parts) else [parts]
         self.outputs += [part for part in parts if torch.is_tensor(part) and part.is_floating_point()]
+        return output.clone() if torch.is_tensor(output) else None  # the next layer may write to what it gets
 
     def run(self, image, **batch):
         """Call the model with gradients and return its output."""
@@ -68,11 +70,19 @@ class GradCam:
         if self.target == "label":
             if output.get("pred_label") is None:
                 raise UserError("--gradcam_target label: the model returns no pred_label; take mask.")
-            return torch.logit(output["pred_label"].double(), eps=1e-12).sum()
+            return self.logits(output["pred_label"]).sum()
         pred = output["pred_mask"]
         region = (pred > 0.5) & valid
         region = torch.where(region.flatten(1).any(dim=1)[:, None, None, None], region, valid)
-        return (torch.logit(pred.double(), eps=1e-12) * region).sum()
+        return (self.logits(pred) * region).sum()
+
+    @staticmethod
+    def logits(pred):
+        """Return what has the gradient of the logits of probabilities, also where these are rounded to 0 or 1."""
+        if type(pred.grad_fn).__name__ == "SigmoidBackward0":  # whose own gradient is 0 there
+            pred.grad_fn.register_hook(lambda inputs, outputs: outputs)
+            return pred.double()
+        return torch.logit(pred.double(), eps=1e-12)
 
     def maps(self, output, shape):
         """Return float32 (B, S, S) on the CPU, in 0..1 in each image's `shape` (H, W), 0 outside of it.

@@ -28,7 +28,8 @@ from evaluate import check_output, eval_mode, label_scores
 from gradcam import GradCam
 from log import Progress, csv_lines, open_output, say, write_file
 from metrics import PixelF1, refuse_bad_values
-from registry import UserError, build_model, counted, exit_on_user_error, parse_args, post_function, script_parser
+from registry import (UserError, build_model, counted, exit_on_user_error, is_given, parse_args, post_function,
+                      script_parser)
 
 
 def get_args():
@@ -152,6 +153,8 @@ def write_png(file, pixels):
 
 def main():
     args, model_args = get_args()
+    if args.gradcam is None and is_given("gradcam_target"):
+        raise UserError("--gradcam_target says what Grad-CAM explains: give --gradcam LAYER too.")
     device = ddp.init(args.device)
     dataset_options = data.dataset_options(args, post_function(args.model, model_args), ddp.is_main())
     output_dir, _ = open_output(args, model_args)
@@ -162,6 +165,7 @@ def main():
     ddp.seed_everything(args.seed)
     with ddp.fail_together():
         model = build_model(args.model, model_args).to(device)
+        cam = GradCam(model, args.gradcam, args.gradcam_target) if args.gradcam is not None else None
     load_chosen(model, args.checkpoint_path)
     with ddp.fail_together():
         test_sets = open_images(args.test_data_path, output_dir, **dataset_options)
@@ -178,9 +182,8 @@ def main():
         listed, labelled = row_names(test_set, folder), not isinstance(test_set, data.FolderDataset)
         loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
                                   ddp.world_size())
-        with (concurrent.futures.ThreadPoolExecutor(4) as pool, torch.no_grad(),
-              eval_mode(model, not args.no_model_eval),
-              GradCam(model, args.gradcam, args.gradcam_target) if args.gradcam else contextlib.nullcontext() as cam,
+        with (ddp.fail_together(), concurrent.futures.ThreadPoolExecutor(4) as pool, torch.no_grad(),
+              eval_mode(model, not args.no_model_eval), cam or contextlib.nullcontext(),
               Progress(f"predicting {set_name}", len(test_set), not args.no_progress) as bar):
             jobs = []  # of the batch before, done beside the forward of this one
             for step, loaded in enumerate(loader):
@@ -221,7 +224,7 @@ def main():
             for job in jobs:
                 job.result()
         say(f"{counted(len(test_set), 'mask')} in {output_dir / 'pred' / folder}")
-        if args.gradcam:
+        if cam:
             say(f"Grad-CAM of {args.gradcam} in {output_dir / 'gradcam' / folder}")
 
     if any(ddp.gather(clipped)):

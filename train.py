@@ -197,7 +197,8 @@ def main():
     # Model
     ddp.seed_everything(args.seed)
     with ddp.fail_together():
-        whole = resume and not load_checkpoint(resume, "--resume").get("frozen_hashes")
+        whole = (resume and not args.save_trainable_only
+                 and not load_checkpoint(resume, "--resume").get("frozen_hashes"))
         build_args = without_starting_weights(args.model, model_args) if whole else model_args
         raw_model = build_model(args.model, build_args).to(device)
     count = sum(p.numel() for p in raw_model.parameters())
@@ -223,8 +224,12 @@ def main():
     shares = rate_shares(optimizer, peak)
     autocast, scales = ddp.mixed_precision(args, device)
     scaler = torch.amp.GradScaler(device.type, enabled=scales)
+    left_out = frozen_hashes(raw_model) if args.save_trainable_only else {}
     start_epoch, best = resume_training(resume, raw_model, optimizer, scaler, args, model_args, metric_list[0].name)
-    left_out = frozen_hashes(raw_model) if args.save_trainable_only and ddp.is_main() else {}
+    with ddp.fail_together():
+        if resume and left_out and left_out != frozen_hashes(raw_model):
+            raise UserError(f"--save_trainable_only: the frozen weights of --resume {resume} are not those that these "
+                            "flags and --seed give, so they would be lost: leave it out, or give the training's flags.")
     former_best = best["epoch"]
     forget_rows_from(output_dir / "log.txt", start_epoch)
 

@@ -134,9 +134,8 @@ class DINOv3_IML(nn.Module):
         """
         height, width = image.shape[2:]
         x = F.pad(image, (0, -width % PATCH, 0, -height % PATCH), mode="replicate")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.finetune != "frozen"):
-            features = self.features(x)
-        logits = F.interpolate(self.seg_head(features).float(), x.shape[2:], mode="bilinear", align_corners=False)
+        logits = self.seg_head(self.features(x)).float()
+        logits = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
         logits = logits[..., :height, :width]
 
         bce = F.binary_cross_entropy_with_logits(logits, mask.float(), reduction="none")

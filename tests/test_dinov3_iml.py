@@ -11,6 +11,7 @@ import timm
 import torch
 
 from conftest import run_here
+from gradcam import GradCam
 from models.dinov3_iml import DINOv3_IML
 from registry import UserError
 from test_models import MODEL_CASES, REFERENCE, dinov3_names, make_batch, rows, zoo  # noqa: F401
@@ -123,6 +124,13 @@ def test_start_weights(zoo, tmp_path, monkeypatch):
     backbone = DINOv3_IML("dinov3_vits16", "timm").backbone
     assert asked == [("vit_small_patch16_dinov3.lvd1689m", True)]
     assert torch.allclose(backbone.rope.periods, 100 ** (torch.arange(16) / 16))
+
+
+def test_gradcam_of_a_frozen_backbone():
+    model = DINOv3_IML("dinov3_vits16", finetune="frozen").eval()
+    with GradCam(model, "backbone.blocks.11") as cam:
+        output = cam.run(image=torch.randn(1, 3, 32, 32), mask=torch.zeros(1, 1, 32, 32))
+        assert cam.maps(output, torch.tensor([[32, 32]])).shape == (1, 32, 32)
 
 
 @rows([CASE])

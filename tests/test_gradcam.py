@@ -67,21 +67,20 @@ def cam_of(net, image, layer="features.layer", target="mask", shape=(8, 8)):
 IMAGE = torch.linspace(-2, 3, 64).reshape(1, 1, 8, 8).repeat(1, 3, 1, 1)
 
 
-@pytest.mark.parametrize("scale", [1.0, 8.0])
+@pytest.mark.parametrize("scale", [1.0, 200.0])
 @pytest.mark.parametrize("layout", ["maps", "channels last", "tokens", "tuple"])
 def test_by_hand(layout, scale):
     """S is a sum of logits over n pixels of 64, so dS/da is 2 there: the weights are 2n/64 and -n/128, and the map is
-    ReLU(2a - b/2) = ReLU(2.5a) but for a factor: the image above 0, divided by its highest value, 3. A sure prediction
-    (scale 8: a probability of 1 - 1e-26 where the image is 3) changes nothing."""
-    expected = (IMAGE[:, 0] / 3).relu()
-    if scale == 8:  # where float32 says 1 exactly there is no gradient, and so in no pixel above 17 / (8 * 2.5)
-        assert torch.sigmoid(8 * 2.5 * IMAGE).max() == 1
-    torch.testing.assert_close(cam_of(Net(layout, scale), IMAGE), expected)
+    ReLU(2a - b/2) = ReLU(2.5a) but for a factor: the image above 0, divided by its highest value, 3. Sure predictions
+    (scale 200: float32 says 0 or 1 exactly) change nothing."""
+    torch.testing.assert_close(cam_of(Net(layout, scale), IMAGE), (IMAGE[:, 0] / 3).relu())
 
 
 def test_what_is_in_place_or_runs_twice():
     net = Net("in place")
     torch.testing.assert_close(cam_of(net, IMAGE), (IMAGE[:, 0] / 3).relu())  # b is 0 where a is above 0
+    net.forward = lambda image, **batch: {"pred_mask": torch.sigmoid(1 - net.features(image[:, :1])[:, :1])}
+    torch.testing.assert_close(cam_of(net, IMAGE), (-IMAGE[:, 0] / 2).relu())  # the layer's values, not the ReLU's
     twice, between, net = nn.ReLU(), nn.Conv2d(2, 2, 1, bias=False), Net()
     nn.init.eye_(between.weight[..., 0, 0])
     net.features.layer = nn.Sequential(twice, between, twice)
@@ -132,5 +131,7 @@ def test_script(tmp_path):
         assert cam.shape == (60, 90) and cam.dtype == np.float32 and cam.min() >= 0 and 0.5 < cam.max() <= 1
         assert (cam[:, 64:].max() == 0) == (fitting == "--if_padding")
         assert cv2.imread(str(tmp_path / "images/out/gradcam/b.c.png")).shape == (60, 90, 3)
+    done = run_here("save_images.py", *flags, "--if_resizing", "--gradcam_target", "label")
+    assert done.returncode == 1 and done.stderr.startswith("error: --gradcam_target says what Grad-CAM explains: give ")
     done = run_here("save_images.py", *flags, "--if_resizing", "--gradcam", "fin")
     assert done.returncode == 1 and done.stderr.startswith("error: --gradcam fin: NoiseNet has no such layer. Did you ")

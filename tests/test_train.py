@@ -350,6 +350,8 @@ def test_checkpoints_of_trained_weights_alone(images, tmp_path):
             rf"error: --\w+ \S+.pth leaves 2 frozen tensors to the flags of its training, --start_path {file} --seed "
             r"3, and [12] of them, first net.0.\w+, are others here: give these flags, with the same files.\n",
             done.stderr)
+    done = train("lost", *flags[:2], other, "--resume", tmp_path / "whole" / "checkpoint-1.pth")
+    assert done.returncode == 1 and "are not those that these flags and --seed give, so they would be lo" in done.stderr
     file.rename(other)
     done = test("straight", "--start_path", other)
     assert done.returncode == 0 and f"note: --start_path was {file} in " in done.stdout

@@ -94,7 +94,9 @@ class Watch(TorchFunctionMode):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             masks = any(torch.is_tensor(each) and each.dtype in (torch.bool, torch.uint8) for each in index)
             return masks and (name == "__getitem__" or torch.is_tensor(args[2]))
-        return name in self.ALWAYS or name == "to" and "cpu" in args or name == "where" and len(args) == 1
+        if name == "to":
+            return "cpu" in (*args, kwargs.get("device"))
+        return name in self.ALWAYS or name == "where" and len(args) == 1
 
 
 @dataclass

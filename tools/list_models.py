@@ -229,7 +229,8 @@ def cost(name, model_args, args, device, before):
     flops = count_flops(model, batch) / args.test_batch_size
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return [f"{sum(n for n, _ in sizes):,}", f"{sum(n for n, trains in sizes if trains):,}", f"{flops / 2e9:.2f}",
-            f"{flops / 1e9:.2f}", f"{1000 * seconds / args.test_batch_size:.1f}", f"{max(peak - before, 0) / 2**20:.0f}"]
+            f"{flops / 1e9:.2f}", f"{1000 * seconds / args.test_batch_size:.1f}",
+            f"{max(peak - before, 0) / 2**20:.0f}"]
 
 
 def main():
