@@ -276,7 +276,7 @@ def main():
                    describe(name, args.image_size))
             listed += 1
         except UserError as error:
-            row = [re.split(r"(?<=[.!?])\s", str(error))[0]]  # the first sentence
+            row = [str(error) if len(asked) == 1 else re.split(r"(?<=[.!?])\s", str(error))[0]]  # the first sentence
         except Exception as error:  # whatever a user's model raises
             row = [f"{type(error).__name__}: {error}".split("\n")[0]]
         show([name, MODELS.file(name), *row])
