@@ -70,7 +70,9 @@ def meet(device):
         raise UserError(f"the processes can't meet at MASTER_ADDR:MASTER_PORT, {place} ({str(error).splitlines()[0]}). "
                         "Give torchrun another --master_port, or the address of the first machine.") from error
     chip = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
-    refuse_unequal(gather((socket.gethostname(), chip)))
+    places = gather((socket.gethostname(), chip))
+    with fail_together():
+        refuse_unequal(places)
 
 
 def refuse_unequal(places):
