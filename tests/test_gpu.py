@@ -87,7 +87,8 @@ def test_a_gpus_metrics_refuse_an_area_without_pixels(monkeypatch):
 def test_hrnets_maps_stay_in_half_precision(monkeypatch):
     """Autocast on CUDA gives float32 out of interpolate; on the CPU it doesn't."""
     interpolate = torch.nn.functional.interpolate
-    monkeypatch.setattr(torch.nn.functional, "interpolate", lambda x, *args, **how: interpolate(x.float(), *args, **how))
+    monkeypatch.setattr(torch.nn.functional, "interpolate", lambda x, *args, **how: interpolate(x.float(), *args,
+                                                                                               **how))
     net = HRNet((4, 8, 16, 32), stem_stride=2, num_bottlenecks=1, num_modules=(1, 1, 1)).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert [x.dtype for x in net(torch.zeros(1, 3, 64, 64))] == [torch.bfloat16] * 4
