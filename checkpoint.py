@@ -294,6 +294,11 @@ def load_optimizer(optimizer, scaler, content, path):
         for group, flags in zip(content["optimizer"]["param_groups"], settings, strict=True):
             group.update(flags)  # this run's flags override those in the checkpoint, and tell where the state belongs
         optimizer.load_state_dict(content["optimizer"])
+        for p, state in optimizer.state.items():
+            for key, value in state.items():
+                if torch.is_tensor(value) and value.shape == p.shape and value.stride() != p.stride():
+                    # A fused step needs them alike, and one run may have had --channels_last and the other not.
+                    state[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
         if content.get("scaler"):  # empty in a checkpoint from a run without mixed precision
             scaler.load_state_dict(content["scaler"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

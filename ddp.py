@@ -15,6 +15,7 @@ import warnings
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_nccl_timeout
 from torch.nn.parallel import DistributedDataParallel
 
 from registry import UserError, launched_as
@@ -47,7 +48,8 @@ def init(name):
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True  # the sizes of images don't change
-        torch.backends.cudnn.allow_tf32 = False  # what isn't in mixed precision is meant to be float32
+        # What isn't in mixed precision is meant to be float32; for products NVIDIA's containers turn TF32 on.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if "RANK" in os.environ:
         meet(device)
     if name == "cuda" and device.type == "cpu" and is_main():
@@ -62,7 +64,10 @@ def meet(device):
     """
     global patient
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":  # of two backends, torch takes gloo's longer timeout
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=default_pg_nccl_timeout)
+        else:
+            dist.init_process_group("gloo")
         # The first reading of a large dataset happens on rank 0 alone, while the others wait in `gather`: hence hours.
         patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(hours=12))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
@@ -70,7 +75,9 @@ def meet(device):
         raise UserError(f"the processes can't meet at MASTER_ADDR:MASTER_PORT, {place} ({str(error).splitlines()[0]}). "
                         "Give torchrun another --master_port, or the address of the first machine.") from error
     chip = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
-    refuse_unequal(gather((socket.gethostname(), chip)))
+    places = gather((socket.gethostname(), chip))
+    with fail_together():
+        refuse_unequal(places)
 
 
 def refuse_unequal(places):

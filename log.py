@@ -148,9 +148,10 @@ class EpochLog:
             parts.append(f"max mem: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
         say("  ".join(parts))
         if self.scaler and scale < 1:  # the same on all ranks, whose gradients are averaged
-            raise UserError(f"{self.header} the loss is finite but its gradient is not: {self.skipped} steps were "
-                            f"skipped and the loss scale fell to {scale:g}. Look for a root or logarithm of 0 or a "
-                            "division by 0 in the loss, or give --if_not_amp or --amp_dtype bfloat16.")
+            with fail_together():
+                raise UserError(f"{self.header} the loss is finite but its gradient is not: {self.skipped} steps were "
+                                f"skipped and the loss scale fell to {scale:g}. Look for a root or logarithm of 0 or a "
+                                "division by 0 in the loss, or give --if_not_amp or --amp_dtype bfloat16.")
 
     def means(self):
         """Return {name: average so far}; UserError, on all ranks, where a loss or a gradient is not finite."""

@@ -14,6 +14,7 @@ import torch
 from registry import UserError, nearest
 
 MODES = ("origin", "reverse", "double")
+NO_PIXEL = "an image has no valid pixel; give a shape or shape_mask that keeps at least one."
 
 
 class Samples:
@@ -25,9 +26,9 @@ class Samples:
 
     def __init__(self, scores, truth):
         if not all(score.numel() for score in scores):
-            raise UserError("an image has no valid pixel; give a shape or shape_mask that keeps at least one.")
+            raise UserError(NO_PIXEL)
         self.scores = [(x if x.dtype == torch.float64 else x.float()).detach().numpy() for x in scores]
-        self.given_truth = [given.numpy() for given in truth]
+        self.given_truth = [given.float().numpy() for given in truth]
         self.truth = [given == 1 for given in self.given_truth]
         self._counts, self._auc = {}, None
 
@@ -239,7 +240,7 @@ class ImageMetric(Metric):
 
     def __call__(self, scores, labels):
         """The metric of (N,) probabilities against (N,) labels, 1 = tampered: a float, NaN where undefined."""
-        scores, labels = (torch.as_tensor(values, dtype=torch.float64) for values in (scores, labels))
+        scores, labels = (torch.as_tensor(values, dtype=torch.float64, device="cpu") for values in (scores, labels))
         if scores.shape != labels.shape or scores.dim() != 1 or not len(scores):
             raise UserError(f"'{self.name}' got scores {tuple(scores.shape)} and labels {tuple(labels.shape)}; give "
                             "one score and one label per image.")
@@ -347,7 +348,7 @@ def valid_area(mask, shape=None, shape_mask=None):
 def select(pred, mask, shape_mask):
     """Return an image's pred and mask (1, H, W) where its `shape_mask` is 1, not copied where that is a rectangle at
     the top left."""
-    valid = shape_mask.numpy() > 0.5
+    valid = (shape_mask > 0.5).numpy()
     h, w = np.count_nonzero(valid[0, :, :1]), np.count_nonzero(valid[0, :1])
     if np.count_nonzero(valid) == np.count_nonzero(valid[:, :h, :w]) == h * w:
         return pred[..., :h, :w], mask[..., :h, :w]
@@ -357,6 +358,8 @@ def select(pred, mask, shape_mask):
 def refuse_bad_values(metrics, lowest, highest, bad_truth, names=None, model_name="metric"):
     """Raise UserError for the first image whose prediction is NaN, or no probability where one is needed, or whose
     truth isn't 0/1 (see `Samples.checks`). The metrics are those of one key; without any, nothing is refused."""
+    if any(low > high for low, high in zip(lowest, highest)):  # infinities, of nothing on a GPU
+        raise UserError(NO_PIXEL)
     for metric in metrics:
         for i, (low, high, bad) in enumerate(zip(lowest, highest, bad_truth)):
             image = f"image {names[i] if names else i}"

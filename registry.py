@@ -36,6 +36,7 @@ HINTS = {  # pattern in an exception's words or traceback -> what to try; the fi
     r"edge_mask": "the model needs the boundary of the mask: give --edge_mask_width.",
     r"unsafe to autocast": "leave out the sigmoid and give binary_cross_entropy_with_logits the logits, or train with "
                            "--if_not_amp.",
+    r"does not support bfloat16": "give --amp_dtype float16, or --if_not_amp.",
     r"find_unused_parameters": "some parameters got no gradient: give --find_unused_parameters.",
     r"forward\(\) ": ANY_KEYWORD,
 }

@@ -105,7 +105,8 @@ class HRModule(nn.Module):
         for j, path in enumerate(self.fuse_layers[i]):
             y = path(maps[j])
             if j > i:
-                y = F.interpolate(y, maps[i].shape[-2:], mode="bilinear", align_corners=self.align_corners)
+                # Autocast on CUDA enlarges in float32, in which the sum and all later maps would stay.
+                y = F.interpolate(y, maps[i].shape[-2:], mode="bilinear", align_corners=self.align_corners).to(y.dtype)
             total = y if total is None else total + y
         return F.relu(total, inplace=True)
 

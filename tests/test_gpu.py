@@ -1,5 +1,6 @@
 """What only GPUs and several machines need, as far as a CPU can tell. Run: python -m pytest tests/test_gpu.py"""
 import argparse
+import copy
 import os
 import subprocess
 
@@ -8,9 +9,11 @@ import torch
 
 import checkpoint
 import ddp
+import metrics
 import models.mymodel
 import train
 from conftest import ROOT
+from models.hrnet import HRNet
 from registry import UserError, usable_cpus
 
 
@@ -49,6 +52,46 @@ def test_a_state_saved_on_a_cpu_goes_to_where_a_fused_step_needs_it(tmp_path):
     assert [(group["fused"], group["lr"]) for group in fused.param_groups] == [(True, 0.2)] * 2
     step(fused)
     assert fused.state[model.conv.weight]["step"] == 2
+
+
+def test_a_state_takes_the_memory_layout_of_todays_weights():
+    """A fused step reads them side by side: --channels_last given anew changed weights wrongly, or failed on a GPU."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(3, 4, 3)
+    conv.weight.grad, conv.bias.grad = torch.randn_like(conv.weight), torch.zeros(4)
+    before = torch.optim.AdamW(conv.parameters(), lr=0.1)
+    before.step()
+    today = copy.deepcopy(conv).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(today.parameters(), lr=0.1, fused=True)
+    checkpoint.load_optimizer(optimizer, torch.amp.GradScaler("cpu", enabled=False),
+                              {"optimizer": copy.deepcopy(before.state_dict())}, "file")
+    for module, optimizer in ((conv, before), (today, optimizer)):
+        module.weight.grad = torch.linspace(-1, 1, 108).view(4, 3, 3, 3).to(
+            memory_format=torch.channels_last if module is today else torch.contiguous_format)
+        module.bias.grad = torch.zeros(4)
+        optimizer.step()
+    assert torch.allclose(today.weight, conv.weight, atol=1e-6)
+
+
+def test_a_gpus_metrics_refuse_an_area_without_pixels(monkeypatch):
+    """As on the CPU, with the class for GPUs, which takes any device."""
+    monkeypatch.setattr(metrics, "valid_pixels", lambda pred, mask, shape, valid: metrics.BatchSamples(
+        pred, mask, metrics.valid_area(mask, shape, valid)))
+    pred, mask, valid = torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    assert metrics.PixelAccuracy()(pred, mask, shape_mask=valid).shape == (2,)
+    valid[1] = 0
+    with pytest.raises(UserError, match="an image has no valid pixel"):
+        metrics.PixelAccuracy()(pred, mask, shape_mask=valid)
+
+
+def test_hrnets_maps_stay_in_half_precision(monkeypatch):
+    """Autocast on CUDA gives float32 out of interpolate; on the CPU it doesn't."""
+    interpolate = torch.nn.functional.interpolate
+    monkeypatch.setattr(torch.nn.functional, "interpolate", lambda x, *args, **how: interpolate(x.float(), *args,
+                                                                                               **how))
+    net = HRNet((4, 8, 16, 32), stem_stride=2, num_bottlenecks=1, num_modules=(1, 1, 1)).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert [x.dtype for x in net(torch.zeros(1, 3, 64, 64))] == [torch.bfloat16] * 4
 
 
 def test_cpus_are_shared_among_the_processes_of_a_machine(monkeypatch):
