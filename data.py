@@ -737,6 +737,7 @@ class ImageDataset(Dataset):
         cross = (edge_mask_width, edge_mask_width)
         self.edge_kernel = edge_mask_width and cv2.getStructuringElement(cv2.MORPH_CROSS, cross)
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+        self.keep_masks = False  # True adds whole_mask (H, W), the mask as read, to each sample
         names, images, masks = self.find(path)
         if not names:
             raise UserError(f"{path} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))}).")
@@ -816,6 +817,8 @@ class ImageDataset(Dataset):
                                     "it must return a uint8 image (H, W, 3) and a mask of its size: leave out "
                                     "Normalize and ToTensorV2, as images are normalised later.")
         info["label"] = np.int64(mask.any())
+        if self.keep_masks:
+            info["whole_mask"] = mask
         maps = {"mask": mask}
         if self.edge_kernel is not None:  # on the image's own pixels, as published: before resizing or padding
             maps["edge_mask"] = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, self.edge_kernel)
@@ -1098,6 +1101,9 @@ def stack(samples, post_func):
     for key in dict.fromkeys(key for sample in samples for key in sample):
         try:
             values = [sample[key] for sample in samples]
+            if key == "whole_mask":  # of any size
+                batch[key] = values
+                continue
             are_arrays = isinstance(values[0], np.ndarray)
             batch[key] = torch.from_numpy(np.stack(values)) if are_arrays else default_collate(values)
         except Exception as error:
@@ -1225,11 +1231,12 @@ def to_device(batch, device):
     """Move a batch to the device and give it the types that models expect.
 
     image becomes normalised float32 (B, 3, H, W), mask and edge_mask float32 (B, 1, H, W); padded images also get their
-    shape_mask, float32 (B, 1, H, W). The loader's own "index" is left out, other entries keep their types.
+    shape_mask, float32 (B, 1, H, W). The loader's own "index" and "whole_mask" are left out, other entries keep their
+    types.
     """
     padded = "padded" in batch
     batch = {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
-             for key, value in batch.items() if key not in ("index", "padded")}
+             for key, value in batch.items() if key not in ("index", "padded", "whole_mask")}
     mean, scale = normalisation(device)
     batch["image"] = batch["image"].permute(0, 3, 1, 2).contiguous().float().sub_(mean).mul_(scale)
     for key in ("mask", "edge_mask"):
@@ -1247,6 +1254,20 @@ def denormalise(image):
     """Return the RGB values in 0..1 of a normalised (B, 3, H, W) image."""
     mean, scale = normalisation(image.device)
     return ((image.float() / scale + mean) / 255).clamp(0, 1)
+
+
+def restore_size(pred, shape, original, padding):
+    """Bring a map (S, S) float32 back to the image's original (H, W).
+
+    Padding is cut off, and what padding mode had cropped away is 0; otherwise it is resized bilinearly.
+    """
+    height, width = original
+    if padding:
+        full = np.zeros((height, width), np.float32)
+        full[:shape[0], :shape[1]] = pred[:shape[0], :shape[1]]
+    else:
+        full = cv2.resize(pred, (width, height), interpolation=cv2.INTER_LINEAR)
+    return full
 
 
 def dataset_options(args, post_func, fingerprint):

@@ -10,8 +10,9 @@ import torch
 
 import data
 import ddp
+from counting import Draw, Levels, Samples, valid_pixels
 from log import Progress
-from metrics import PixelMetric, refuse_bad_values, refuse_repeated, valid_pixels
+from metrics import PixelMetric, refuse_bad_values, refuse_repeated, scores_from
 from registry import UserError, counted
 
 
@@ -27,15 +28,17 @@ def check_output(output, batch, metrics, model_name, training=False):
     if not isinstance(output, Mapping):
         refuse(f"forward returned {type(output).__name__}; return a dict with backward_loss, pred_mask and so on.")
     for metric in metrics:
-        if output.get(metric.key) is None:
-            refuse(f"forward returned no {metric.key}, which the metric '{metric.name}' needs; return {metric.key} or "
-                   "take the metric off the list.")
+        for key in metric.keys():
+            if output.get(key) is None:
+                instead = ", give --score_from max" if key == "pred_label" and output.get("pred_mask") is not None else ""
+                refuse(f"forward returned no {key}, which the metric '{metric.name}' needs; return {key}{instead} or "
+                       "take the metric off the list.")
     mask, pred, loss, count = batch["mask"], output.get("pred_mask"), output.get("backward_loss"), len(batch["label"])
     if pred is not None and (not torch.is_tensor(pred) or pred.shape != mask.shape):
         shape = tuple(pred.shape) if torch.is_tensor(pred) else type(pred).__name__
         refuse(f"pred_mask is {shape} but the mask is {tuple(mask.shape)}; return pred_mask with one value "
                "for every pixel of the mask.")
-    for metric in image_metrics(metrics)[:1]:
+    for metric in [metric for metric in metrics if "pred_label" in metric.keys()][:1]:
         if label_scores(output, batch["label"]) is None:
             shape = tuple(torch.as_tensor(output["pred_label"]).shape)
             refuse(f"pred_label is {shape} for {counted(count, 'image')}; return one value per image, "
@@ -71,8 +74,14 @@ class Result:
     left_out: dict  # metric's name -> number of images left out because it is undefined for them
     score: np.ndarray  # (N,) pred_label, NaN without one
     label: np.ndarray  # (N,)
-    per_image: dict  # pixel metric's name -> (N,)
+    per_image: dict  # name of a metric that each image has -> (N,)
     names: Optional[list]
+    columns: dict  # pixel metric's name -> (K, N), what is kept of each image
+    levels: Optional[Levels]  # of the set, where a metric needs them
+
+    def draw(self, weights=None):
+        """Return the images with weights (R, N), or 1 each, for `Metric.value`."""
+        return Draw(self.score, self.label, self.columns, self.levels, weights)
 
     def rows(self):
         """Yield one dict per image, for a CSV."""
@@ -91,12 +100,12 @@ def evaluation_options(args, device):
     """Return the keyword arguments that a script calls `evaluate` with, from its flags."""
     return dict(device=device, batch_size=args.test_batch_size, num_workers=args.num_workers, pin_memory=args.pin_mem,
                 autocast=ddp.mixed_precision(args, device)[0], model_eval=not args.no_model_eval,
-                progress=not args.no_progress, model_name=args.model)
+                progress=not args.no_progress, model_name=args.model, eval_size=args.eval_size)
 
 
 def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=1, num_workers=0, pin_memory=False,
              autocast=contextlib.nullcontext, model_eval=True, progress=False, model_name=None, label="testing",
-             on_batch=None, keep_names=False):
+             on_batch=None, keep_names=False, eval_size="network"):
     """Run the bare model over this rank's share of a dataset, and judge all ranks' images together.
 
     The ranks meet once, after the loop, so their numbers of batches may differ. Values are averaged in the order of the
@@ -114,14 +123,17 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
         model_name: for messages, the class by default
         on_batch: called as on_batch(batch, output) after each batch
         keep_names: keep the images' names for `Result.rows`
+        eval_size: "network" judges at the size of the model's input, "original" at each image's own
 
     Returns:
         list of `Result`, one per attack strength of the dataset, or one where it has no attacks
     """
     refuse_repeated(metrics)
     model_name = model_name or type(model).__name__
+    dataset.keep_masks = eval_size == "original"
     loader = data.eval_loader(dataset, batch_size, num_workers, pin_memory, ddp.rank(), ddp.world_size())
     records, checked = [[] for _ in dataset.attacks or [None]], False  # one list of batches per attack strength
+    level_sets = [Levels() if needs_levels(metrics) else None for _ in records]
     unread = collections.deque()  # read after the next forward is queued, so that a GPU doesn't wait for its results
 
     def read_one():
@@ -133,7 +145,7 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
           Progress(label, len(dataset), progress) as bar):
         for versions in loader:
             versions = versions if dataset.attacks else [versions]
-            for record, loaded in zip(records, versions, strict=True):
+            for record, levels, loaded in zip(records, level_sets, versions, strict=True):
                 batch = data.to_device(loaded, device)
                 with autocast():
                     output = model(**batch)
@@ -141,7 +153,7 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
                     check_output(output, batch, metrics, model_name)
                     checked = True
                 unread.append((record, loaded["index"].numpy(), batch["name"],
-                               *score_batch(output, batch, metrics, model_name)))
+                               *score_batch(output, batch, metrics, model_name, levels, loaded.get("whole_mask"))))
                 if len(unread) > 1:
                     read_one()
                 if on_batch:
@@ -149,8 +161,9 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
             bar.update(len(batch["name"]) * ddp.world_size())
         while unread:
             read_one()
-    shares = ddp.gather(records)
-    return [summarize(sum(parts, []), metrics, len(dataset), keep_names) for parts in zip(*shares)]
+    shares = [list(zip(*share)) for share in ddp.gather((records, level_sets))]
+    return [summarize([part for part, _ in parts], [levels for _, levels in parts], metrics, len(dataset), keep_names)
+            for parts in zip(*shares)]
 
 
 @contextlib.contextmanager
@@ -182,20 +195,46 @@ def pixel_metrics(metrics):
 
 
 def image_metrics(metrics):
-    """Return those of a list that judge whole images."""
-    return [metric for metric in metrics if not isinstance(metric, PixelMetric)]
+    """Return those of a list that judge whole images, by a score of each."""
+    return [metric for metric in metrics if metric.judges_images]
 
 
-def score_batch(output, batch, metrics, model_name):
-    """Return (table, ready) of one batch for `read_table`: on the way to the CPU, nothing waits for it."""
+def needs_levels(metrics):
+    """Tell whether a metric needs the `Levels` of a set."""
+    return any(metric.way and metric.way.needs_levels for metric in metrics)
+
+
+def score_batch(output, batch, metrics, model_name, levels=None, whole_masks=None):
+    """Return (table, ready) of one batch for `read_table`: on the way to the CPU, nothing waits for it.
+
+    With `whole_masks`, [(H, W) uint8 of each image's own size], the maps are brought to that size before. The batch's
+    pixels are added to the `levels`.
+    """
     score, label = label_scores(output, batch["label"]), batch["label"].double()
-    columns = [torch.full_like(label, torch.nan) if score is None else score, label]
-    if pixel_metrics(metrics):
+    pixels = None
+    if any("pred_mask" in metric.keys() for metric in metrics):
         if output["pred_mask"].shape != batch["mask"].shape:
             check_output(output, batch, metrics, model_name)  # which refuses it: the form has changed since the start
-        pixels = valid_pixels(output["pred_mask"], batch["mask"], batch["shape"])
-        columns += [metric.compute(pixels) for metric in pixel_metrics(metrics)] + pixels.checks()
-    table = torch.stack(columns)
+        if whole_masks is None:
+            pixels = valid_pixels(output["pred_mask"], batch["mask"], batch["shape"])
+        else:
+            maps = zip(output["pred_mask"].detach().float().cpu().numpy(), batch["shape"].tolist(), whole_masks)
+            maps = [data.restore_size(one[0], shape, mask.shape, "shape_mask" in batch) for one, shape, mask in maps]
+            pixels = Samples(*([torch.from_numpy(each) for each in several] for several in (maps, whole_masks)))
+    return tabulate(score, label, pixels, metrics, levels)
+
+
+def tabulate(score, label, pixels, metrics, levels=None):
+    """Return (table, ready) for `read_table` of images' scores (B,) or None, labels (B,) and `Samples` or None."""
+    rules = {metric.rule for metric in metrics if metric.rule}  # one at most, see metrics.choose
+    if rules:
+        score = scores_from(rules.pop(), pixels).to(label.device)
+    columns = [torch.full_like(label, torch.nan) if score is None else score, label]
+    columns += [column.to(label.device) for metric in pixel_metrics(metrics) for column in metric.columns(pixels)]
+    columns += pixels.checks() if pixels else []
+    if levels is not None:
+        levels.add(pixels.keys)
+    table = torch.stack([column.to(label.device) for column in columns])
     if not table.is_cuda:
         return table, None
     table, ready = table.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -204,36 +243,45 @@ def score_batch(output, batch, metrics, model_name):
 
 
 def read_table(table, ready, metrics, names, model_name):
-    """Return a (B, 2 + pixel metrics) float64 array: score, label, pixel metrics. UserError for bad values."""
+    """Return a (B, 2 + columns) float64 array: score, label, pixel metrics' columns. UserError for bad values."""
     if ready:
         ready.synchronize()
     columns = table.numpy()
     score, label = columns[:2]
     refuse_bad_values(image_metrics(metrics), score, score, label * (label - 1), names, model_name)
-    if pixel_metrics(metrics):
-        refuse_bad_values(pixel_metrics(metrics), *columns[-3:], names, model_name)
-    return columns[:2 + len(pixel_metrics(metrics))].T
+    if not any("pred_mask" in metric.keys() for metric in metrics):
+        return columns.T
+    refuse_bad_values(pixel_metrics(metrics), *columns[-3:], names, model_name)
+    return columns[:-3].T
 
 
-def summarize(record, metrics, expected, keep_names):
-    """Return the `Result` of all ranks' (index, table of `read_table`, names), one per batch, of `expected` images."""
-    index, table, names = zip(*record)
+def summarize(records, level_sets, metrics, expected, keep_names):
+    """Return the `Result` of all ranks' shares of `expected` images.
+
+    A record holds (index, table of `read_table`, names) per batch, its `Levels` are None where no metric needs them.
+    """
+    index, table, names = zip(*sum(records, []))
     index, table, names = np.concatenate(index), np.concatenate(table), [name for part in names for name in part]
     order = np.argsort(index)
     if index[order].tolist() != list(range(expected)):
         raise RuntimeError(f"evaluated {len(index)} images, {len(np.unique(index))} of them different, of a dataset of "
                            f"{expected}: the sampler must give every image once over all ranks.")
-    score, label, *columns = table[order].T
-    per_image = {metric.name: column for metric, column in zip(pixel_metrics(metrics), columns)}
-    values, counted = {}, {}
-    for metric in metrics:
-        if metric.name in per_image:
-            defined = per_image[metric.name][~np.isnan(per_image[metric.name])]
-            value, count = float(defined.mean()) if len(defined) else float("nan"), len(defined)
-        else:
-            value = metric(score, label)
-            count = 0 if np.isnan(value) else expected
-        values[metric.name], counted[metric.name] = value, count
-    left_out = {name: expected - count for name, count in counted.items()}
+    score, label, *rows = np.ascontiguousarray(table[order].T)
+    columns, values, counted = {}, {}, {}
+    for metric in pixel_metrics(metrics):
+        count = metric.count_columns()
+        columns[metric.name], rows = np.array(rows[:count]).reshape(count, expected), rows[count:]
+    per_image = {metric.name: columns[metric.name][0] for metric in pixel_metrics(metrics) if metric.has_images()}
+    levels = level_sets[0]
+    for other in level_sets[1:] if levels else ():
+        levels.merge(other)
+    if levels:
+        levels.images = [levels.images[i] for i in order]
     names = [names[i] for i in order] if keep_names else None
-    return Result(values, counted, left_out, score, label, per_image, names)
+    result = Result(values, counted, {}, score, label, per_image, names, columns, levels)
+    for metric in metrics:
+        value = float(metric.value(result.draw())[0])
+        defined = int((~np.isnan(per_image[metric.name])).sum()) if metric.name in per_image else expected
+        values[metric.name], counted[metric.name] = value, 0 if np.isnan(value) else defined
+        result.left_out[metric.name] = expected - counted[metric.name]
+    return result

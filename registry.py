@@ -654,11 +654,17 @@ def script_parser(doc, trains=False, evaluates=True, **defaults):
     if evaluates:
         group = parser.add_argument_group("metrics and curves")
         group.add_argument("--metrics", nargs="+", default=None, metavar="NAME",
-                           help="replaces the list in the script: PixelF1 PixelIOU PixelAccuracy PixelAUC ImageF1 "
-                                "ImageAUC ImageAccuracy, pixel metrics also as PixelF1:reverse or PixelF1:double")
+                           help="replaces the list in the script: PixelF1, ImageAUC, ..., all, pixel or image; others' "
+                                "definitions as PixelF1:imdlbenco (README.md has the table)")
         group.add_argument("--threshold", type=finite, default=None,
                            help="what is above it counts as tampered, for the metrics that have a threshold (default: "
                                 "that of the script's list, 0.5)")
+        group.add_argument("--score_from", choices=["max", "mean", "top1%"], default=None,
+                           help="judge images by a score pooled from the predicted mask instead of pred_label: its "
+                                "maximum, its mean, or the mean of its highest 1%%")
+        group.add_argument("--eval_size", choices=["network", "original"], default="network",
+                           help="judge masks at the size of the model's input, or at each image's own, to which the "
+                                "map is brought back (default: %(default)s)")
         group.add_argument("--if_predict_label", action="store_true",
                            help="the image-level metrics too (the model must return pred_label)")
         group.add_argument("--log_dir", default=None, help="folder for TensorBoard events (default: output_dir)")

@@ -101,20 +101,6 @@ def row_names(test_set, folder=""):
     return [os.path.join(folder, name) for name in names]
 
 
-def restore_size(pred, shape, original, padding):
-    """Bring a map (S, S) float32 back to the image's original (H, W).
-
-    Padding is cut off, and what padding mode had cropped away is 0; otherwise it is resized bilinearly.
-    """
-    height, width = original
-    if padding:
-        full = np.zeros((height, width), np.float32)
-        full[:shape[0], :shape[1]] = pred[:shape[0], :shape[1]]
-    else:
-        full = cv2.resize(pred, (width, height), interpolation=cv2.INTER_LINEAR)
-    return full
-
-
 def to_bytes(values):
     """Turn a float32 map into uint8: 0..1 becomes 0..255, rounded, and what lies outside is clipped."""
     return cv2.convertScaleAbs(np.maximum(values, 0), alpha=255)
@@ -211,13 +197,13 @@ def main():
                 cams = cam.maps(output, batch["shape"]).numpy() if cam else [None] * len(indices)
                 for i, one, heat, shape, original in zip(indices, pred[:, 0].cpu().numpy(), cams,
                                                          loaded["shape"].tolist(), loaded["original_shape"].tolist()):
-                    mask = to_bytes(restore_size(one, shape, original, args.if_padding))
+                    mask = to_bytes(data.restore_size(one, shape, original, args.if_padding))
                     jobs.append(pool.submit(write_png, output_dir / "pred" / folder / files[i], mask))
                     if args.save_overlay:
                         overlay = output_dir / "overlay" / folder / files[i]
                         jobs.append(pool.submit(write_overlay, overlay, test_set, i, mask))
                     if cam:
-                        heat = restore_size(heat, shape, original, args.if_padding)
+                        heat = data.restore_size(heat, shape, original, args.if_padding)
                         gradcam = output_dir / "gradcam" / folder / files[i]
                         jobs.append(pool.submit(write_gradcam, gradcam, test_set, i, heat))
                 bar.update(len(indices) * ddp.world_size())

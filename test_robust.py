@@ -57,7 +57,7 @@ def main():
         metrics.PixelIOU(threshold=0.5),
     ]
     attacks = make_attacks(args.attacks, args.noise_unit, args.seed, args.attack_convention)
-    metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label, args.threshold)
+    metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label, args.threshold, args.score_from)
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):
         raise UserError(f"two attacks share a name ({', '.join(names)}), under which results are kept: give one "

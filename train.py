@@ -173,7 +173,7 @@ def main():
         metrics.PixelF1(threshold=0.5),
         metrics.PixelIOU(threshold=0.5),
     ]
-    metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label, args.threshold)
+    metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label, args.threshold, args.score_from)
     dataset_options = data.dataset_options(args, post_function(args.model, model_args), ddp.is_main())
     output_dir, log_dir = open_output(args, model_args)
     resume = find_resume(args.resume, output_dir)

@@ -9,6 +9,7 @@ import torch
 
 import checkpoint
 import ddp
+import counting
 import metrics
 import models.mymodel
 import train
@@ -75,8 +76,8 @@ def test_a_state_takes_the_memory_layout_of_todays_weights():
 
 def test_a_gpus_metrics_refuse_an_area_without_pixels(monkeypatch):
     """As on the CPU, with the class for GPUs, which takes any device."""
-    monkeypatch.setattr(metrics, "valid_pixels", lambda pred, mask, shape, valid: metrics.BatchSamples(
-        pred, mask, metrics.valid_area(mask, shape, valid)))
+    monkeypatch.setattr(metrics, "valid_pixels", lambda pred, mask, shape, valid: counting.BatchSamples(
+        pred, mask, counting.valid_area(mask, shape, valid)))
     pred, mask, valid = torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
     assert metrics.PixelAccuracy()(pred, mask, shape_mask=valid).shape == (2,)
     valid[1] = 0

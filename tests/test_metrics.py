@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import counting
 import metrics
 from metrics import ImageAccuracy, ImageAUC, ImageF1, PixelAccuracy, PixelAUC, PixelF1, PixelIOU, parse_metrics
 from registry import UserError
@@ -54,7 +55,7 @@ def test_equals_scikit_learn_on_1000_random_cases():
         theirs = expected_values(score[valid], truth[valid])
         ours = [metric(score[None, None], truth[None, None], shape_mask, shape).item() for metric in pixel_metrics]
         assert all(map(same, ours, theirs)), (case, ours, theirs)
-        on_gpu = metrics.BatchSamples(score[None, None], truth[None, None], valid[None, None])
+        on_gpu = counting.BatchSamples(score[None, None], truth[None, None], valid[None, None])
         assert all(map(same, [metric.compute(on_gpu).item() for metric in pixel_metrics], theirs)), (case, theirs)
         ours = [metric(score[valid], truth[valid]) for metric in image_metrics]
         assert all(map(same, ours, [theirs[0], *theirs[2:]])), (case, ours, theirs)
@@ -69,8 +70,8 @@ def test_a_batch_on_a_gpu():
     pred[1, 0, 5:], mask[2, 0, :, 3], pred[3, 0, 2, 2] = torch.nan, 0.5, torch.nan  # two of them in the padding
     shape_mask[0, 0, :, ::2] = 0
     for given in ((shape, None), (None, shape_mask), (shape, shape_mask)):
-        gpu = metrics.BatchSamples(pred, mask, metrics.valid_area(mask, *given))
-        cpu = metrics.valid_pixels(pred, mask, *given)
+        gpu = counting.BatchSamples(pred, mask, counting.valid_area(mask, *given))
+        cpu = counting.valid_pixels(pred, mask, *given)
         for ours, theirs in zip((*gpu.counts(0.3), *gpu.checks()), (*cpu.counts(0.3), *cpu.checks())):
             assert ours.dtype == theirs.dtype == torch.float64
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
@@ -126,26 +127,26 @@ def test_metric_names_are_parsed():
     assert [m.name for m in parse_metrics(["PixelF1", "PixelF1:double", "ImageAUC"])] == [
         "pixel-level F1", "pixel-level F1 (double)", "image-level AUC"]
     for spec, message in (("PixelFl", "Did you mean PixelF1"), ("pixelauc", "Did you mean PixelAUC"),
-                          ("PixelF1:revers", "Did you mean reverse"), ("ImageF1:double", "no modes")):
+                          ("PixelF1:revers", "Did you mean reverse"), ("ImageF1:double", "unknown metric mode 'double' of ImageF1")):
         with pytest.raises(UserError, match=message):
             parse_metrics([spec])
 
 
 def test_a_metric_of_ones_own_is_known_by_name_as_soon_as_it_is_defined():
-    class PixelPrecision(metrics.PixelMetric):
-        title = "pixel-level precision"
+    class PixelRatio(metrics.PixelMetric):
+        title = "pixel-level ratio"
 
         @staticmethod
         def formula(tp, fp, fn, tn):
             return tp / (tp + fp)
 
-    metric, double = parse_metrics(["PixelPrecision", "PixelPrecision:double"])
+    metric, double = parse_metrics(["PixelRatio", "PixelRatio:double"])
     pred, mask = torch.tensor([[[[0.9, 0.8, 0.7, 0.1]]]]), torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]])
-    assert metric(pred, mask).item() == pytest.approx(2 / 3) and metric.name == "pixel-level precision"
+    assert metric(pred, mask).item() == pytest.approx(2 / 3) and metric.name == "pixel-level ratio"
     assert double(1 - pred, mask).item() == pytest.approx(2 / 3)
 
     class ImageNameless(metrics.ImageMetric):
-        formula = PixelPrecision.formula
+        formula = PixelRatio.formula
 
     class PixelEmpty(metrics.PixelMetric):
         title = "pixel-level nothing"
@@ -153,5 +154,5 @@ def test_a_metric_of_ones_own_is_known_by_name_as_soon_as_it_is_defined():
     for name, word in (("ImageNameless", "title"), ("PixelEmpty", "formula")):
         with pytest.raises(UserError, match=f"metric {name} has no {word}: give it a title"):
             parse_metrics([name])
-    for name in ("PixelPrecision", "ImageNameless", "PixelEmpty"):
+    for name in ("PixelRatio", "ImageNameless", "PixelEmpty"):
         del metrics.METRICS[name]
