@@ -30,7 +30,8 @@ def check_output(output, batch, metrics, model_name, training=False):
     for metric in metrics:
         for key in metric.keys():
             if output.get(key) is None:
-                instead = ", give --score_from max" if key == "pred_label" and output.get("pred_mask") is not None else ""
+                has_map = key == "pred_label" and output.get("pred_mask") is not None
+                instead = ", give --score_from max" if has_map else ""
                 refuse(f"forward returned no {key}, which the metric '{metric.name}' needs; return {key}{instead} or "
                        "take the metric off the list.")
     mask, pred, loss, count = batch["mask"], output.get("pred_mask"), output.get("backward_loss"), len(batch["label"])

@@ -6,12 +6,11 @@
 
 Takes labelled sets, plain folders of images, and image files. What the command line leaves out (model, its flags, size)
 is taken from the checkpoint. Writes to --output_dir: pred/ with 8-bit PNGs (probability x 255), in the sub-folders of
-the images; scores.csv (name, label, score, PNG); pred_label_rank<r>.json and pred_label_combined.json (name ->
+the images; manifest.json, for tools/score.py; scores.csv (name, label, score, PNG); pred_label_rank<r>.json and pred_label_combined.json (name ->
 probability) if the model has pred_label; with --save_overlay overlay/ with image, mask and heat map side by side; with
 --gradcam gradcam/ with a layer's Grad-CAM over the image as PNG, and by itself as float32 .npy of the image's size.
 """
 import argparse
-import collections
 import concurrent.futures
 import contextlib
 import json
@@ -28,6 +27,7 @@ from evaluate import check_output, eval_mode, label_scores
 from gradcam import GradCam
 from log import Progress, csv_lines, open_output, say, write_file
 from metrics import PixelF1, refuse_bad_values
+from predictions import file_hash, output_names, row_names, to_bytes, write_array, write_manifest, write_png
 from registry import (UserError, build_model, counted, exit_on_user_error, is_given, parse_args, post_function,
                       script_parser)
 
@@ -65,47 +65,6 @@ def open_images(paths, output_dir, **options):
         raise UserError(f"--test_data_path {error}") from None
 
 
-def output_names(paths, folder=""):
-    """Return (files, names): each image's PNG below pred/<folder>, and its key among the scores.
-
-    A PNG lies where its image lies below the images' common folder, so nothing leaves the output folder whatever
-    the paths are; images that differ in nothing but the extension keep it (`a.jpg.png`). The key is the file's name,
-    or its relative path where names collide.
-    """
-    paths = [os.path.abspath(path) for path in paths]
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    below = [os.path.relpath(path, root) for path in paths]
-    stems = [os.path.splitext(path)[0] for path in below]
-    once = set(below)  # an image listed twice gives one PNG
-    same_stem = collections.Counter(os.path.splitext(path)[0].lower() for path in once)
-    same_name = collections.Counter(os.path.basename(path) for path in once)
-    taken = {path.lower() for path in below}  # beside a.jpg, the image a.jpg.png keeps its extension too
-    files = [(stem if same_stem[stem.lower()] == 1 and stem.lower() not in taken else path) + ".png"
-             for stem, path in zip(stems, below)]
-    names = [os.path.basename(path) if same_name[os.path.basename(path)] == 1 and not folder
-             else os.path.join(folder, path) for path in below]
-    return files, names
-
-
-def row_names(test_set, folder=""):
-    """Return the images' names in scores.csv: the files' names, or where any of them repeats, all paths relative to the
-    dataset's folder (a JSON's own), absolute for an image outside of it; with `folder` in front, for one of several
-    sets."""
-    paths = [os.path.abspath(os.fsdecode(path)) for path in test_set.images]
-    names = list(map(os.path.basename, paths))
-    if len(set(names)) < len(set(paths)):
-        root = os.path.abspath(test_set.path)
-        if not os.path.isdir(root):  # a JSON, or several image files
-            root = os.path.dirname(root) if os.path.exists(root) else os.path.commonpath(map(os.path.dirname, paths))
-        names = [path.removeprefix(root.rstrip(os.sep) + os.sep) for path in paths]
-    return [os.path.join(folder, name) for name in names]
-
-
-def to_bytes(values):
-    """Turn a float32 map into uint8: 0..1 becomes 0..255, rounded, and what lies outside is clipped."""
-    return cv2.convertScaleAbs(np.maximum(values, 0), alpha=255)
-
-
 def heat_over(image, values):
     """Lay a map (H, W) uint8 as colours over an image (H, W, 3) BGR."""
     return cv2.addWeighted(image, 0.5, cv2.applyColorMap(values, cv2.COLORMAP_JET), 0.5, 0)
@@ -115,8 +74,7 @@ def write_gradcam(file, test_set, index, cam):
     """Write a Grad-CAM (H, W) float32 over its image as a PNG, and by itself as .npy beside it."""
     image = cv2.cvtColor(test_set.read(index)[0], cv2.COLOR_RGB2BGR)
     write_png(file, heat_over(image, to_bytes(cam)))
-    with file.with_suffix(".npy").open("wb") as opened:
-        np.save(opened, cam)
+    write_array(file.with_suffix(".npy"), cam)
 
 
 def write_overlay(file, test_set, index, pred):
@@ -125,16 +83,6 @@ def write_overlay(file, test_set, index, pred):
     image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     truth = [] if isinstance(test_set, data.FolderDataset) else [cv2.cvtColor(mask * 255, cv2.COLOR_GRAY2BGR)]
     write_png(file, np.concatenate([image, *truth, heat_over(image, pred)], axis=1))
-
-
-def write_png(file, pixels):
-    """Write a PNG, making its folder; UserError where that fails. An image listed twice is written twice at a time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imencode(".png", pixels)[1].tofile(file)  # imwrite garbles names that are not ASCII on Windows
-    except OSError as error:
-        raise UserError(f"{file} can't be written ({error.strerror}): free some space or give another --output_dir."
-                        ) from None
 
 
 def main():
@@ -152,7 +100,8 @@ def main():
     with ddp.fail_together():
         model = build_model(args.model, model_args).to(device)
         cam = GradCam(model, args.gradcam, args.gradcam_target) if args.gradcam is not None else None
-    load_chosen(model, args.checkpoint_path)
+    path = load_chosen(model, args.checkpoint_path)
+    about = {"checkpoint": path.name, "checkpoint_hash": file_hash(path), "args": {**vars(args), **model_args}}
     with ddp.fail_together():
         test_sets = open_images(args.test_data_path, output_dir, **dataset_options)
     for earlier in (*output_dir.glob("pred_label_*.json"), output_dir / "scores.csv") if ddp.is_main() else ():
@@ -166,6 +115,7 @@ def main():
         paths = list(map(os.fsdecode, test_set.images))
         files, names = output_names(paths, folder)
         listed, labelled = row_names(test_set, folder), not isinstance(test_set, data.FolderDataset)
+        entries = {}  # of the manifest
         loader = data.eval_loader(test_set, args.test_batch_size, args.num_workers, args.pin_mem, ddp.rank(),
                                   ddp.world_size())
         with (ddp.fail_together(), concurrent.futures.ThreadPoolExecutor(4) as pool, torch.no_grad(),
@@ -189,6 +139,10 @@ def main():
                 for i, label, value in zip(indices, loaded["label"].tolist(), values or [""] * len(indices)):
                     png = os.path.join("pred", folder, files[i])
                     rows[png] = {"name": listed[i], "label": label if labelled else "", "score": value, "png": png}
+                    height, width = loaded["original_shape"][indices.index(i)].tolist()
+                    entries[i] = {"name": os.fsdecode(test_set.names[i]), "label": label if labelled else None,
+                                  "score": None if value == "" else value, "file": png, "height": height,
+                                  "width": width}
 
                 # masks, overlays, Grad-CAMs
                 for job in jobs:
@@ -209,6 +163,11 @@ def main():
                 bar.update(len(indices) * ddp.world_size())
             for job in jobs:
                 job.result()
+        entries = {i: entry for share in ddp.gather(entries) for i, entry in share.items()}
+        if ddp.is_main():
+            write_manifest(output_dir / f"manifest{'_' * bool(folder)}{folder}.json", test_set,
+                           [entries[i] for i in sorted(entries)], set=set_name, size="original", form="8-bit PNG",
+                           **about)
         say(f"{counted(len(test_set), 'mask')} in {output_dir / 'pred' / folder}")
         if cam:
             say(f"Grad-CAM of {args.gradcam} in {output_dir / 'gradcam' / folder}")

@@ -6,18 +6,22 @@
 
 What the command line leaves out (model, its flags, size) is taken from the checkpoint. Writes to --output_dir: per
 dataset a folder with log.txt and TensorBoard curves over the checkpoints; results.csv (one row per checkpoint, dataset
-and metric); with --save_per_image one CSV per dataset with a row per checkpoint and image. Prints one table at the end.
+and metric, with a 95 % interval over the images), the same as .json, .md and .tex; with --save_per_image one CSV per
+dataset with a row per checkpoint and image; with --save_predictions the maps. Prints one table at the end.
 """
 import contextlib
 import math
+import sys
 
 import data
 import ddp
 import metrics
 from checkpoint import checkpoint_epoch, find_checkpoints, load_weights, refuse_different, stored_args
 from evaluate import evaluate, evaluation_options
-from log import append_file, csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
+from log import append_file, csv_lines, format_table, json_lines, open_output, say, tensorboard
+from predictions import Saver, file_hash, versions
 from registry import build_model, exit_on_user_error, parse_args, post_function, script_parser
+from results import result_rows, write_results
 
 
 def get_args():
@@ -29,6 +33,9 @@ def get_args():
                        help="folder with checkpoint-<n>.pth files, all of them are tested; or one file")
     group.add_argument("--save_per_image", action="store_true",
                        help="also write every image's metrics and score to a CSV")
+    group.add_argument("--save_predictions", nargs="?", choices=["8bit", "float"], const="8bit", default=None,
+                       help="also save the predicted masks, for tools/score.py: as 8-bit PNG, or as float32 .npy, whose "
+                            "scores are exactly those of this run (8bit when the flag stands alone)")
     return parse_args(parser, find_stored=stored_args)
 
 
@@ -69,18 +76,24 @@ def main():
             with ddp.fail_together():
                 load_weights(model, path, "--checkpoint_path")
             for name, test_set in test_sets.items():
-                result, = evaluate(model, test_set, metric_list, label=f"{path.name}  {name}",
+                saver = args.save_predictions and Saver(output_dir / name / "predictions" / path.stem, test_set,
+                                                        args.save_predictions)
+                result, = evaluate(model, test_set, metric_list, label=f"{path.name}  {name}", on_batch=saver,
                                    keep_names=args.save_per_image, **evaluation_options(args, device))
                 say(f"{path.name}  {name}  {result.describe()}")
-                rows += [{"checkpoint": path.name, "set": name, "metric": metric, "value": value,
-                          "images": result.counted[metric], "left_out": result.left_out[metric],
-                          "fingerprint": test_set.fingerprint} for metric, value in result.values.items()]
+                if saver:
+                    saver.finish(set=name, checkpoint=path.name, checkpoint_hash=file_hash(path),
+                                 args={**vars(args), **model_args})
+                    say(f"predictions in {saver.folder}")
                 if ddp.is_main():
+                    rows += result_rows(result, metric_list, {"checkpoint": path.name, "set": name},
+                                        {"fingerprint": test_set.fingerprint})
                     write_result(output_dir / name, path, result, test_set, writers[name], args.save_per_image)
-                    write_file(output_dir / "results.csv", csv_lines(rows))
+                    write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
 
-    print_table(rows, [metric.name for metric in metric_list], paths[0].parent)
-    say(f"results in {output_dir / 'results.csv'}")
+    if ddp.is_main():
+        print_table(rows, [metric.name for metric in metric_list], paths[0].parent)
+        say(f"results, with 95 % intervals, in {output_dir / 'results.csv'}, and as .json, .md and .tex")
     ddp.cleanup()
 
 
@@ -101,7 +114,8 @@ def write_result(folder, path, result, test_set, writer, save_per_image):
 
 
 def print_table(rows, names, folder):
-    """Print sets x metrics for every checkpoint; the best has the highest mean of the first metric over the sets."""
+    """Print sets x metrics for every checkpoint, the other way round where there are more than eight metrics; the best
+    has the highest mean of the first metric over the sets."""
     values = {(row["set"], row["checkpoint"], row["metric"]): row["value"] for row in rows}
     sets, checkpoints = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "checkpoint"))
     means = {}
@@ -111,9 +125,16 @@ def print_table(rows, names, folder):
         if defined:
             means[checkpoint] = sum(defined) / len(defined)
     best = max(means, key=means.get, default=None) if len(checkpoints) > 1 else None
-    table = [[name, checkpoint + " *" * (checkpoint == best), *(values[name, checkpoint, metric] for metric in names)]
-             for name in sets for checkpoint in checkpoints]
-    say("\n" + format_table(["set", "checkpoint", *names], table))
+    lines = [(name, checkpoint) for name in sets for checkpoint in checkpoints]
+    marks = {checkpoint: checkpoint + " *" * (checkpoint == best) for checkpoint in checkpoints}
+    if len(names) <= 8:
+        table = [[name, marks[checkpoint], *(values[name, checkpoint, metric] for metric in names)]
+                 for name, checkpoint in lines]
+        say("\n" + format_table(["set", "checkpoint", *names], table))
+    else:
+        say("\n" + format_table(["metric", *(f"{name} {marks[checkpoint]}" for name, checkpoint in lines)],
+                                [[metric, *(values[name, checkpoint, metric] for name, checkpoint in lines)]
+                                 for metric in names]))
     if best:
         say(f"* best checkpoint by the mean {names[0]} over the sets: {folder / best} ({means[best]:.4f})")
 

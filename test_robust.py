@@ -5,15 +5,20 @@
 
 What the command line leaves out (model, its flags, size) is taken from the checkpoint. Images are attacked as decoded,
 before resizing or padding. Writes to --output_dir: per attack a folder with log.txt and TensorBoard curves over the
-strength; results.csv (one row per dataset, attack, strength and metric). Prints one table at the end.
+strength; results.csv (one row per dataset, attack, strength and metric, with a 95 % interval over the images), the same
+as .json, .md and .tex. Prints one table at the end.
 """
+import sys
+
 import data
 import ddp
 import metrics
 from checkpoint import load_chosen, stored_args
 from evaluate import evaluate, evaluation_options
-from log import csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
+from log import format_table, json_lines, open_output, say, tensorboard, write_file
+from predictions import versions
 from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
+from results import result_rows, write_results
 
 
 def get_args():
@@ -87,15 +92,15 @@ def main():
             for strength, result in zip(attack.strengths, results):
                 say(f"  strength {strength}  {result.describe()}")
                 table.append([place, strength, *result.values.values()])
-                rows += [{"set": name, "attack": attack.name, "unit": attack.strength_unit, "strength": strength,
-                          "metric": metric, "value": value, "images": result.counted[metric],
-                          "left_out": result.left_out[metric], **about} for metric, value in result.values.items()]
+                if ddp.is_main():
+                    rows += result_rows(result, metric_list, {"set": name, "attack": attack.name, "unit":
+                                                              attack.strength_unit, "strength": strength}, about)
             if ddp.is_main():
                 write_result(output_dir / place, log_dir / place, attack, results, about)
-                write_file(output_dir / "results.csv", csv_lines(rows))
+                write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
 
     say("\n" + format_table(["attack", "strength", *(metric.name for metric in metric_list)], table))
-    say(f"results in {output_dir / 'results.csv'}")
+    say(f"results, with 95 % intervals, in {output_dir / 'results.csv'}, and as .json, .md and .tex")
     ddp.cleanup()
 
 

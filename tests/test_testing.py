@@ -427,7 +427,7 @@ def test_tutorial_model(images, tmp_path):
         assert done.stderr.startswith(wanted), done.stderr
     done = run_here("save_images.py", *common, "--output_dir", tmp_path / "images")
     assert done.returncode == 0, done.stderr
-    assert len(files_below(tmp_path / "images" / "pred")) == 9 and not list((tmp_path / "images").glob("*.json"))
+    assert len(files_below(tmp_path / "images" / "pred")) == 9 and not list((tmp_path / "images").glob("pred_label*.json"))
     assert "note: pred_mask of Tutorial leaves 0..1" in done.stdout
     reason = "pred_label has shape () for a batch of 2 images: one value per image is wanted"
     assert f"no scores: {reason}" in done.stdout

@@ -1,0 +1,179 @@
+"""What a test reports: intervals, comparison of two models, and the tables results.csv, .json, .md and .tex.
+
+The intervals are those of the percentile bootstrap: images are drawn with replacement 10,000 times, and 95 % of the
+values lie inside.
+"""
+import json
+import re
+
+import numpy as np
+
+from counting import Draw, Levels
+from log import csv_lines, write_file
+
+RESAMPLES, SEED = 10_000, 0
+
+
+def draws(count, resamples=RESAMPLES, seed=SEED):
+    """Yield weights (R, N) of resamples of N images, how often each is drawn, in pieces that fit into memory."""
+    rng, piece = np.random.default_rng(seed), max(1, 4_000_000 // count)
+    for start in range(0, resamples, piece):
+        rows = min(piece, resamples - start)
+        drawn = rng.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
+        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+
+
+def distribution(result, metrics, resamples=RESAMPLES, seed=SEED):
+    """Return {metric's name: its values (resamples,)} over resamples of a `Result`'s images."""
+    parts = [[metric.value(draw) for metric in metrics]
+             for draw in map(result.draw, draws(len(result.label), resamples, seed))]
+    return {metric.name: np.concatenate(column) for metric, column in zip(metrics, zip(*parts))}
+
+
+def intervals(result, metrics, resamples=RESAMPLES, seed=SEED):
+    """Return {metric's name: (low, high)}, 95 % intervals; NaN where the metric is undefined.
+
+    What rests on a set's `Levels` is drawn from the images' 8-bit values, and moved by the difference that these make
+    to the value itself.
+    """
+    found, whole = {}, result.draw(np.ones((1, len(result.label))))
+    for metric in metrics:
+        shift = result.values[metric.name] - metric.value(whole)[0] if metric.way and metric.way.needs_levels else 0.0
+        found[metric.name] = shift
+    for name, values in distribution(result, metrics, resamples, seed).items():
+        defined = values[~np.isnan(values)]
+        low, high = np.percentile(defined, [2.5, 97.5]) + found[name] if len(defined) else (np.nan, np.nan)
+        found[name] = float(low), float(high)
+    return found
+
+
+def compare(first, second, metrics, resamples=RESAMPLES, seed=SEED):
+    """Compare two models' `Result`s on the same images, in the same order.
+
+    The interval is that of the paired bootstrap, which draws the same images for both; p is that of the sign-flip test,
+    which exchanges the two models' predictions of each image at random.
+
+    Returns:
+        {metric's name: {"first", "second", "difference", "low", "high", "p", "decided"}}; decided means that 0 lies
+        outside of the interval, and all is NaN where the metric is undefined
+    """
+    count, rows = len(first.label), {}
+    levels = Levels()
+    levels.images = [*first.levels.images, *second.levels.images] if first.levels else []
+    columns = {name: np.concatenate([column, second.columns[name]], axis=1) for name, column in first.columns.items()}
+
+    def exchanged(swap):  # (R, N): 1 where the second model's prediction stands for the first's
+        a, b = (Draw(np.concatenate([first.score, second.score]), np.concatenate([first.label, second.label]), columns,
+                     levels, np.concatenate(halves, axis=1)) for halves in ((1 - swap, swap), (swap, 1 - swap)))
+        return [metric.value(a) - metric.value(b) for metric in metrics]
+
+    drawn = [distribution(result, metrics, resamples, seed) for result in (first, second)]
+    rng, piece, parts = np.random.default_rng(seed), max(1, 2_000_000 // count), []
+    for start in range(0, resamples, piece):
+        parts.append(exchanged(rng.integers(2, size=(min(piece, resamples - start), count)).astype(np.float64)))
+    for metric, chance in zip(metrics, map(np.concatenate, zip(*parts))):
+        a, b = (result.values[metric.name] for result in (first, second))
+        differences = drawn[0][metric.name] - drawn[1][metric.name]
+        differences, chance = (each[~np.isnan(each)] for each in (differences, chance))
+        row = dict.fromkeys(("difference", "low", "high", "p"), float("nan"))
+        if len(differences) and len(chance) and not np.isnan(a - b):
+            low, high = np.percentile(differences, [2.5, 97.5])
+            as_large = np.count_nonzero(np.abs(chance) >= abs(a - b) - 1e-12)
+            row = {"difference": a - b, "low": float(low), "high": float(high), "p": (1 + as_large) / (1 + len(chance))}
+        rows[metric.name] = {"first": a, "second": b, **row, "decided": bool(row["low"] > 0 or row["high"] < 0)}
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def result_rows(result, metrics, about, after=None):
+    """Return the rows of results.csv, one per metric, of a `Result`: what `about` tells, the value with its interval,
+    over how many images it is, and what `after` tells."""
+    ends = intervals(result, metrics)
+    return [{**about, "metric": metric.name, "value": result.values[metric.name], "low": ends[metric.name][0],
+             "high": ends[metric.name][1], "images": result.counted[metric.name],
+             "left_out": result.left_out[metric.name], **(after or {})} for metric in metrics]
+
+
+def write_results(folder, rows, run):
+    """Write results.csv, results.json (the rows, and what `run` tells), results.md and results.tex."""
+    write_file(folder / "results.csv", csv_lines(rows))
+    plain = [{key: None if value != value else value for key, value in row.items()} for row in rows]
+    write_file(folder / "results.json", json.dumps({**run, "results": plain}, indent=1) + "\n")
+    for suffix, make in (("md", markdown), ("tex", latex)):
+        write_file(folder / f"results.{suffix}", make(*paper_table(rows)))
+
+
+def lower_is_better(metric):
+    """Tell whether a metric, by its name, counts errors."""
+    return bool(re.search(r"(?<!at \d% )FPR|EER", metric))
+
+
+def paper_table(rows):
+    """Lay out rows of results.csv or results.json for a paper: sets x metrics, or the other way round where there are
+    more than eight metrics.
+
+    Returns:
+        (header, lines): lists of cells. A cell is a text, or (value, low, high, place) where place is 1 for the best
+        and 2 for the second of several runs or checkpoints on the same set under the same attack
+    """
+    def place_of(row):
+        return " ".join(str(row[key]) for key in ("set", "attack", "strength") if row.get(key) not in (None, ""))
+
+    def run_of(row):
+        return " ".join(str(row[key]) for key in ("run", "checkpoint") if row.get(key) not in (None, ""))
+
+    cells = {(place_of(row), run_of(row), row["metric"]): row for row in rows}
+    places, runs, metrics = (list(dict.fromkeys(key[i] for key in cells)) for i in range(3))
+
+    def cell(place, run, metric):
+        row = cells.get((place, run, metric))
+        if row is None or row["value"] is None or row["value"] != row["value"]:
+            return "-"
+        rivals = [other["value"] for name in runs if (other := cells.get((place, name, metric)))]
+        rivals = sorted({round(value, 4) for value in rivals if value is not None and value == value},
+                        reverse=not lower_is_better(metric))
+        rank = rivals.index(round(row["value"], 4)) + 1 if len(rivals) > 1 else 0
+        return row["value"], row.get("low"), row.get("high"), rank
+
+    if len(metrics) <= 8:
+        return ["set", *["run"] * (len(runs) > 1), *metrics], [
+            [place, *[run] * (len(runs) > 1), *(cell(place, run, metric) for metric in metrics)]
+            for place in places for run in runs if any((place, run, metric) in cells for metric in metrics)]
+    columns = [(place, run) for place in places for run in runs if any((place, run, m) in cells for m in metrics)]
+    return ["metric", *(" ".join([place] + [run] * (len(runs) > 1)) for place, run in columns)], [
+        [metric, *(cell(place, run, metric) for place, run in columns)] for metric in metrics]
+
+
+def markdown(header, lines):
+    """Return a table of `paper_table` as Markdown."""
+    def text(cell):
+        if isinstance(cell, str):
+            return cell.replace("|", "\\|").replace("\n", " ")
+        value, low, high, rank = cell
+        number = f"{value:.4f}"
+        number = {1: f"**{number}**", 2: f"<u>{number}</u>"}.get(rank, number)
+        return number + ("" if low is None or low != low else f" [{low:.4f}, {high:.4f}]")
+    table = [header, ["---"] + ["---:" if lines and not isinstance(lines[0][i], str) else "---"
+                                for i in range(1, len(header))], *lines]
+    return "".join("| " + " | ".join(map(text, line)) + " |\n" for line in table)
+
+
+def latex(header, lines):
+    """Return a table of `paper_table` as LaTeX (booktabs)."""
+    def text(cell):
+        if isinstance(cell, str):
+            escaped = re.sub(r"([\\&%$#_{}~^])", lambda found: {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+                                                                  "^": r"\textasciicircum{}"}.get(found[1], "\\" + found[1]),
+                             cell)
+            return escaped.replace("\n", " ")
+        value, low, high, rank = cell
+        number = f"{value:.4f}"
+        number = {1: rf"\textbf{{{number}}}", 2: rf"\underline{{{number}}}"}.get(rank, number)
+        return number + ("" if low is None or low != low else rf" {{\scriptsize [{low:.4f}, {high:.4f}]}}")
+    kinds = "".join("l" if not lines or isinstance(lines[0][i], str) else "r" for i in range(len(header)))
+    body = [" & ".join(map(text, line)) + r" \\" for line in [header, *lines]]
+    return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule",
+                      r"\end{tabular}", ""])
