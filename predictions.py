@@ -1,4 +1,4 @@
-"""Saved predictions: the maps of a data set's images as files, and a manifest.json that says what they are of.
+"""Saved predictions: the maps of a dataset's images as files, and a manifest.json that says what they are of.
 
 test.py --save_predictions and save_images.py write them; tools/score.py reads them. Beside each manifest lie its maps,
 as 8-bit PNG (probability x 255, rounded) or as float32 .npy.
@@ -34,8 +34,11 @@ def file_hash(path):
 
 
 def write_manifest(path, test_set, images, **about):
-    """Write what `about` tells, the data set, and a row {"name", "label", "score", "file", "height", "width"} per image,
-    in the data set's order; label and score are None where there are none, the file is relative to the manifest."""
+    """Write what `about` tells, the dataset, and a row {"name", "label", "score", "file", "height", "width"} per image.
+
+    The rows are in the dataset's order; label and score are None where there are none, the file is relative to the
+    manifest.
+    """
     write_file(path, json.dumps({
         **about, "dataset": os.path.abspath(test_set.path), "fingerprint": test_set.fingerprint,
         "image_size": test_set.image_size, "if_padding": test_set.padding, "versions": versions(), "images": images},
@@ -43,7 +46,7 @@ def write_manifest(path, test_set, images, **about):
 
 
 class Saver:
-    """Saves the maps of a data set at the network's size, without padding, as `evaluate` calls it after each batch.
+    """Saves the maps of a dataset at the network's size, without padding, as `evaluate` calls it after each batch.
 
         saver = Saver(folder, test_set, "8bit")
         evaluate(..., on_batch=saver)
@@ -66,8 +69,8 @@ class Saver:
         scores = [None] * len(batch["label"]) if scores is None else scores.tolist()
         maps = output["pred_mask"].detach().float().cpu().numpy()[:, 0]
         self.jobs = []
-        for one, (h, w), score, label, (height, width) in zip(maps, batch["shape"].tolist(), scores,
-                                                              batch["label"].tolist(), batch["original_shape"].tolist()):
+        sizes = zip(batch["shape"].tolist(), batch["original_shape"].tolist())
+        for one, score, label, ((h, w), (height, width)) in zip(maps, scores, batch["label"].tolist(), sizes):
             index = ddp.rank() + ddp.world_size() * len(self.rows)  # as data.eval_loader shares them out
             file = self.files[index] if self.form == "8bit" else os.path.splitext(self.files[index])[0] + ".npy"
             self.rows.append({"name": os.fsdecode(self.test_set.names[index]), "label": label, "score": score,

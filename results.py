@@ -165,10 +165,8 @@ def latex(header, lines):
     """Return a table of `paper_table` as LaTeX (booktabs)."""
     def text(cell):
         if isinstance(cell, str):
-            escaped = re.sub(r"([\\&%$#_{}~^])", lambda found: {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
-                                                                  "^": r"\textasciicircum{}"}.get(found[1], "\\" + found[1]),
-                             cell)
-            return escaped.replace("\n", " ")
+            named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+            return re.sub(r"[\\&%$#_{}~^]", lambda found: named.get(found[0], "\\" + found[0]), cell.replace("\n", " "))
         value, low, high, rank = cell
         number = f"{value:.4f}"
         number = {1: rf"\textbf{{{number}}}", 2: rf"\underline{{{number}}}"}.get(rank, number)

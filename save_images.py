@@ -6,9 +6,10 @@
 
 Takes labelled sets, plain folders of images, and image files. What the command line leaves out (model, its flags, size)
 is taken from the checkpoint. Writes to --output_dir: pred/ with 8-bit PNGs (probability x 255), in the sub-folders of
-the images; manifest.json, for tools/score.py; scores.csv (name, label, score, PNG); pred_label_rank<r>.json and pred_label_combined.json (name ->
-probability) if the model has pred_label; with --save_overlay overlay/ with image, mask and heat map side by side; with
---gradcam gradcam/ with a layer's Grad-CAM over the image as PNG, and by itself as float32 .npy of the image's size.
+the images; manifest.json, for tools/score.py; scores.csv (name, label, score, PNG); pred_label_rank<r>.json and
+pred_label_combined.json (name -> probability) if the model has pred_label; with --save_overlay overlay/ with image,
+mask and heat map side by side; with --gradcam gradcam/ with a layer's Grad-CAM over the image as PNG, and by itself as
+float32 .npy of the image's size.
 """
 import argparse
 import concurrent.futures
@@ -136,10 +137,11 @@ def main():
                 values, reason = scores_of(output, batch["label"])
                 no_scores = no_scores or reason
                 scores |= {names[i]: value for i, value in zip(indices, values)}
-                for i, label, value in zip(indices, loaded["label"].tolist(), values or [""] * len(indices)):
+                for i, label, value, (height, width) in zip(indices, loaded["label"].tolist(),
+                                                            values or [""] * len(indices),
+                                                            loaded["original_shape"].tolist()):
                     png = os.path.join("pred", folder, files[i])
                     rows[png] = {"name": listed[i], "label": label if labelled else "", "score": value, "png": png}
-                    height, width = loaded["original_shape"][indices.index(i)].tolist()
                     entries[i] = {"name": os.fsdecode(test_set.names[i]), "label": label if labelled else None,
                                   "score": None if value == "" else value, "file": png, "height": height,
                                   "width": width}

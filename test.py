@@ -34,8 +34,8 @@ def get_args():
     group.add_argument("--save_per_image", action="store_true",
                        help="also write every image's metrics and score to a CSV")
     group.add_argument("--save_predictions", nargs="?", choices=["8bit", "float"], const="8bit", default=None,
-                       help="also save the predicted masks, for tools/score.py: as 8-bit PNG, or as float32 .npy, whose "
-                            "scores are exactly those of this run (8bit when the flag stands alone)")
+                       help="also save the predicted masks, for tools/score.py: as 8-bit PNG, or as float32 .npy, "
+                            "which scores exactly as this run did (8bit when the flag stands alone)")
     return parse_args(parser, find_stored=stored_args)
 
 

@@ -37,6 +37,26 @@ def expected_values(score, truth):
             sk.roc_auc_score(truth, score) if both else math.nan]
 
 
+def test_further_metrics_equal_scikit_learn():
+    """Random, tied and degenerate inputs: one class, constant, one pixel, an empty map."""
+    from sklearn import metrics as sk
+    rng = np.random.default_rng(1)
+    names = ["Precision", "Recall", "AP", "MCC", "BalancedAccuracy"]
+    images = parse_metrics([f"Image{name}" for name in names])
+    pixels = parse_metrics([f"Pixel{name}" for name in names[:4]])
+    for case in range(300):
+        score, truth = random_case(rng)
+        s, g = score.numpy().ravel(), truth.numpy().ravel() > 0
+        tampered, both, h = g.any(), g.any() and not g.all(), s > 0.5
+        theirs = [sk.precision_score(g, h) if tampered and h.any() else math.nan,
+                  sk.recall_score(g, h) if tampered else math.nan,
+                  sk.average_precision_score(g, s) if tampered else math.nan,
+                  sk.matthews_corrcoef(g, h) if both else math.nan,
+                  sk.balanced_accuracy_score(g, h) if both else math.nan]
+        assert all(map(same, [metric(score.flatten(), truth.flatten()) for metric in images], theirs)), (case, theirs)
+        assert all(map(same, [metric(score[None, None], truth[None, None]).item() for metric in pixels], theirs)), case
+
+
 def test_equals_scikit_learn_on_1000_random_cases():
     rng = np.random.default_rng(0)
     pixel_metrics = [PixelF1(), PixelIOU(), PixelAccuracy(), PixelAUC()]
@@ -127,7 +147,9 @@ def test_metric_names_are_parsed():
     assert [m.name for m in parse_metrics(["PixelF1", "PixelF1:double", "ImageAUC"])] == [
         "pixel-level F1", "pixel-level F1 (double)", "image-level AUC"]
     for spec, message in (("PixelFl", "Did you mean PixelF1"), ("pixelauc", "Did you mean PixelAUC"),
-                          ("PixelF1:revers", "Did you mean reverse"), ("ImageF1:double", "unknown metric mode 'double' of ImageF1")):
+                          ("PixelF1:revers", "Did you mean reverse"),
+                          ("ImageF1:double", "unknown metric mode 'double' of ImageF1"),
+                          ("PixelF1:imdlbenko", "Did you mean imdlbenco")):
         with pytest.raises(UserError, match=message):
             parse_metrics([spec])
 

@@ -262,7 +262,7 @@ def test_masks_have_the_original_size(images, red, tmp_path):
                           "--test_batch_size", 4)
     assert "9 masks in" in printed and "no scores: the model returns no pred_label" in printed
     assert "; 6 larger than 100x100 are cropped" in printed
-    assert not list((tmp_path / "padded").glob("*.json"))
+    assert not list((tmp_path / "padded").glob("pred_label*.json"))
     save_images("Red", red, images, tmp_path / "resized", "--if_resizing", "--image_size", 100)
     for i in range(9):
         image = data.read_image(images / "Tp" / f"p{i:03d}.png")[..., 0]
