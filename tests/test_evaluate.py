@@ -130,6 +130,8 @@ def test_evaluate_equals_the_metrics_by_hand(one_process):
         output = Toy().eval()(**whole)
     values, counted, left_out = one_process[4, True]
     for metric in all_metrics():
+        if metric.key == "pred_mask" and (metric.judges_images or not metric.has_images()):
+            continue  # of a whole set: tests/test_definitions.py
         if metric.key == "pred_mask":
             hand = metric(output["pred_mask"], whole["mask"], shape_mask=whole["shape_mask"])
             assert counted[metric.name] == int((~hand.isnan()).sum())
