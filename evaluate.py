@@ -91,10 +91,10 @@ class Result:
             yield row | {name: column[i] for name, column in self.per_image.items()}
 
     def describe(self):
-        """Return one line: each value and the images it is over."""
-        return ", ".join(f"{name}: {value:.4f} ({counted(self.counted[name], 'image')}, {self.left_out[name]} "
-                         "left out)"
-                         for name, value in self.values.items())
+        """Return one line: each value and the images it is over; of more than eight metrics, the first eight."""
+        parts = [f"{name}: {value:.4f} ({counted(self.counted[name], 'image')}, {self.left_out[name]} left out)"
+                 for name, value in self.values.items()]
+        return ", ".join(parts[:8] + [f"and {len(parts) - 8} more"] * (len(parts) > 8))
 
 
 def evaluation_options(args, device):

@@ -5,6 +5,7 @@ Run: python -m pytest tests/test_testing.py
 import argparse
 import csv
 import json
+import math
 import shutil
 
 import cv2
@@ -104,6 +105,39 @@ def test_every_form_of_a_checkpoint_loads(images, tmp_path):
         assert ("taken from" in done.stdout) == (form == "benco")
         values.append([row["value"] for row in csv_rows(tmp_path / form / "results.csv")])
     assert values == [values[0]] * len(forms) and 0 < float(values[0][0]) < 1
+
+
+@pytest.mark.parametrize("fitting", ["--if_resizing", "--if_padding"])
+def test_original_size_and_scores_from_maps(images, checkpoints, tmp_path, fitting):
+    """By hand from the saved maps: brought to each image's own size, and pooled to a score."""
+    done = run_here("test.py", "--model", "MyModel", fitting, "--image_size", 64, "--num_workers", 0, "--output_dir",
+                    tmp_path, "--test_data_json", images / "set.json", "--checkpoint_path",
+                    checkpoints / "checkpoint-2.pth", "--metrics", "PixelF1", "ImageAUC", "ImageRecall", "--score_from",
+                    "top1%", "--eval_size", "original", "--save_predictions", "float", "--save_per_image")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    row = {row["metric"]: row for row in csv_rows(tmp_path / "results.csv")}
+    assert list(row) == ["pixel-level F1", "image-level AUC (score: top1%)", "image-level Recall (score: top1%)"]
+    folder = tmp_path / "set" / "predictions" / "checkpoint-2"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    dataset = data.open_dataset(str(images / "set.json"), "--data")
+    values, scores, labels = [], [], []
+    for i, (entry, listed) in enumerate(zip(manifest["images"], csv_rows(tmp_path / "set" / "per_image.csv"))):
+        _, mask, _ = dataset.read(i)
+        pred = np.load(folder / entry["file"])
+        assert entry["name"] == listed["name"] and mask.shape == (entry["height"], entry["width"])
+        if fitting == "--if_resizing":
+            pred = cv2.resize(pred, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        else:
+            pred = np.pad(pred, [(0, size - has) for size, has in zip(mask.shape, pred.shape)])
+        if mask.any():
+            values.append(2 * (mask & (pred > 0.5)).sum() / (mask.sum() + (pred > 0.5).sum()))
+            assert float(listed["pixel-level F1"]) == pytest.approx(values[-1])
+        scores.append(np.sort(pred, axis=None)[-math.ceil(pred.size / 100):].mean(dtype=np.float64))
+        labels.append(int(mask.any()))
+        assert float(listed["score"]) == pytest.approx(scores[-1], abs=1e-6)
+    assert float(row["pixel-level F1"]["value"]) == pytest.approx(np.mean(values))
+    pairs = [(a > b) + (a == b) / 2 for a, y in zip(scores, labels) if y for b, x in zip(scores, labels) if not x]
+    assert float(row["image-level AUC (score: top1%)"]["value"]) == pytest.approx(np.mean(pairs))
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +461,8 @@ def test_tutorial_model(images, tmp_path):
         assert done.stderr.startswith(wanted), done.stderr
     done = run_here("save_images.py", *common, "--output_dir", tmp_path / "images")
     assert done.returncode == 0, done.stderr
-    assert len(files_below(tmp_path / "images" / "pred")) == 9 and not list((tmp_path / "images").glob("pred_label*.json"))
+    assert len(files_below(tmp_path / "images" / "pred")) == 9
+    assert not list((tmp_path / "images").glob("pred_label*.json"))
     assert "note: pred_mask of Tutorial leaves 0..1" in done.stdout
     reason = "pred_label has shape () for a batch of 2 images: one value per image is wanted"
     assert f"no scores: {reason}" in done.stdout
