@@ -43,8 +43,8 @@ def main():
     args, model_args = get_args()
     device = ddp.init(args.device)
     metric_list = [
-        # TODO the metrics to compute, the first one decides which checkpoint is best: any of README.md, "Metrics", other
-        # definitions by their mode, PixelF1(mode="double"), or a class of your own with their interface
+        # TODO the metrics to compute, the first one decides which checkpoint is best: any of README.md, "Metrics",
+        # others by their mode, PixelF1(mode="double"), or a class of your own with their interface
         metrics.PixelF1(threshold=0.5),
         metrics.PixelIOU(threshold=0.5),
     ]
