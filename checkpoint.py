@@ -45,9 +45,9 @@ def find_checkpoints(path, flag):
 
 
 def save_checkpoint(path, checkpoint):
-    """Write a dict of plain types and tensors; no reader sees half a file."""
-    with replacing(path) as temporary:
-        torch.save(checkpoint, temporary)
+    """Write a dict of plain types and tensors; no reader sees half a file, also after a power cut."""
+    with replacing(path, lasting=True) as file:
+        torch.save(checkpoint, file)
 
 
 def refuse_broken_weights(model, epoch):

@@ -14,6 +14,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import io
 import json
 import os
 
@@ -26,7 +27,7 @@ import ddp
 from checkpoint import load_chosen, stored_args
 from evaluate import check_output, eval_mode, label_scores
 from gradcam import GradCam
-from log import Progress, csv_lines, open_output, say, write_file
+from log import Progress, csv_lines, open_output, remove_file, say, write_file
 from metrics import PixelF1, refuse_bad_values
 from registry import (UserError, build_model, counted, exit_on_user_error, is_given, parse_args, post_function,
                       script_parser)
@@ -129,8 +130,9 @@ def write_gradcam(file, test_set, index, cam):
     """Write a Grad-CAM (H, W) float32 over its image as a PNG, and by itself as .npy beside it."""
     image = cv2.cvtColor(test_set.read(index)[0], cv2.COLOR_RGB2BGR)
     write_png(file, heat_over(image, to_bytes(cam)))
-    with file.with_suffix(".npy").open("wb") as opened:
-        np.save(opened, cam)
+    array = io.BytesIO()  # to a file np.save would write without telling why it can't
+    np.save(array, cam)
+    write_file(file.with_suffix(".npy"), array.getvalue())
 
 
 def write_overlay(file, test_set, index, pred):
@@ -143,12 +145,7 @@ def write_overlay(file, test_set, index, pred):
 
 def write_png(file, pixels):
     """Write a PNG, making its folder; UserError where that fails. An image listed twice is written twice at a time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imencode(".png", pixels)[1].tofile(file)  # imwrite garbles names that are not ASCII on Windows
-    except OSError as error:
-        raise UserError(f"{file} can't be written ({error.strerror}): free some space or give another --output_dir."
-                        ) from None
+    write_file(file, cv2.imencode(".png", pixels)[1])  # imwrite garbles names that are not ASCII on Windows
 
 
 def main():
@@ -170,7 +167,7 @@ def main():
     with ddp.fail_together():
         test_sets = open_images(args.test_data_path, output_dir, **dataset_options)
     for earlier in (*output_dir.glob("pred_label_*.json"), output_dir / "scores.csv") if ddp.is_main() else ():
-        earlier.unlink(missing_ok=True)  # this run may not replace it: fewer processes, or no scores
+        remove_file(earlier)  # this run may not replace it: fewer processes, or no scores
 
     autocast, _ = ddp.mixed_precision(args, device)
     scores, rows, no_scores, clipped = {}, {}, None, False

@@ -302,7 +302,7 @@ def test_earlier_checkpoints_are_not_touched(bad, tmp_path):
         done = run_here(*command("train.py", bad, tmp_path / "out",
                                  {"--output_dir": trained, "--epochs": "9", **changes}))
         check(done, words, bad, tmp_path / "out")
-    assert sorted(os.listdir(trained)) == ["checkpoint-0.pth", "checkpoint-1.pth"]
+    assert sorted(os.listdir(trained)) == [".lock", "checkpoint-0.pth", "checkpoint-1.pth"]
 
     flags = ["--model", "MyModel", "--data_path", bad / "good", "--output_dir", tmp_path / "done", "--if_resizing",
              "--image_size", 64, "--num_workers", 0]
