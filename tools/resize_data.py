@@ -198,7 +198,7 @@ def main():
     def copy(path):
         target = target_of(path)
         try:
-            if os.path.exists(target) and os.stat(target).st_mtime_ns >= os.stat(path).st_mtime_ns:
+            if os.path.isfile(target) and os.stat(target).st_mtime_ns >= os.stat(path).st_mtime_ns:
                 return "there"
             file, changed = smaller_file(path, args.long_side, files[path])
         except UserError as error:
