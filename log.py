@@ -39,7 +39,7 @@ from registry import UserError, counted, usable_cpus, visible
 
 def say(*words):
     """Print from rank 0, at once; names of files need not be text that the terminal's encoding can show, and what they
-    hold to control it is shown, not obeyed."""
+    hold to control it is shown, not obeyed. Lines stay lines: where names may hold "\\n", use `visible` before."""
     if is_main():
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         text = visible(" ".join(map(str, words)), lines=True)
@@ -56,7 +56,7 @@ def format_table(header, rows):
     def text(value):
         if value is None or value != value:
             return "-"
-        return f"{value:.4f}" if isinstance(value, float) else str(value)
+        return f"{value:.4f}" if isinstance(value, float) else visible(value)
 
     lines = [list(map(text, row)) for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -240,7 +240,7 @@ def open_output(args, model_args):
                             "folder whose name is not UTF-8. Give another folder.")
     if any((output_dir / name).exists() for name in ("results.csv", "pred")):
         say(f"note: {output_dir} holds results of an earlier run; those of the same name are replaced")
-    say(f"command: {' '.join(sys.argv)}\narguments: {json.dumps({**vars(args), **model_args})}")
+    say(f"command: {visible(' '.join(sys.argv))}\narguments: {json.dumps({**vars(args), **model_args})}")
     return output_dir, log_dir
 
 
@@ -273,7 +273,7 @@ def lock(folder, flag):
     Tells whether there is a lock: where the system or the file system has none, a line says so. It is POSIX's, which
     children don't inherit: the worker of a loader that outlives its run would else keep the folder for ever.
     """
-    file = open(folder / ".lock", "a+", encoding="utf-8")
+    file = open(folder / ".lock", "a+b", buffering=0)
     for attempt in range(31):  # for 3 seconds: the rank that torchrun replaces may be about to end
         try:
             if fcntl is None:
@@ -288,11 +288,10 @@ def lock(folder, flag):
             time.sleep(0.1)
     else:
         file.seek(0)
-        raise UserError(f"{flag} {folder}: another run writes there, {file.read().strip() or 'unknown'}. Wait for its "
+        raise UserError(f"{flag} {folder}: another run writes there, {file.read().decode().strip()}. Wait for its "
                         "end, or give another folder.")
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     held.append(file)
     return True
 

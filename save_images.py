@@ -30,7 +30,7 @@ from gradcam import GradCam
 from log import Progress, csv_lines, open_output, remove_file, say, write_file
 from metrics import PixelF1, refuse_bad_values
 from registry import (UserError, build_model, counted, exit_on_user_error, is_given, parse_args, post_function,
-                      script_parser)
+                      script_parser, visible)
 
 
 def get_args():
@@ -234,7 +234,7 @@ def main():
     if isinstance(test_set, data.FilesDataset):
         for path, name, file in zip(paths, names, files):
             score = f"score {combined[name]:.4f}" if name in combined else "no score"
-            say(f"{path}: {score}, mask {output_dir / 'pred' / file}")
+            say(visible(f"{path}: {score}, mask {output_dir / 'pred' / file}"))
     ddp.cleanup()
 
 

@@ -393,7 +393,7 @@ def test_few_open_files(bad, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("size", [10, 4000])
+@pytest.mark.parametrize("size", [90, 4000])
 def test_full_disk_under_tensorboard(bad, tmp_path, size):
     """A limit of a file's size acts as a full disk does, when the events are opened or later, in their own thread."""
     _, *flags = command("train.py", bad, tmp_path / "out", {"--no_fingerprint": "", "--log_dir": tmp_path / "events"})

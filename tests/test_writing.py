@@ -12,6 +12,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,7 +131,7 @@ def limits(name, files):
     count = int(os.environ.get("FUZZ", 0)) // len(COMMANDS)
     if count:
         rng = np.random.default_rng(0)
-        return [int(rng.integers(2, rng.choice(sizes) + 1)) for _ in range(count)]
+        return [int(rng.integers(40, rng.choice(sizes))) for _ in range(count)]  # below 32 no semaphore can be made
     return [sizes[0] - 1, sizes[len(sizes) // 2] - 1, sizes[-1] - 1]
 
 
@@ -175,3 +176,167 @@ def test_obstacles(data, whole, no_curves, tmp_path, name):
         assert re.search(r" can't be (written|removed|used)| give a file name", done.stderr), (obstacle, done.stderr)
         assert (out / obstacle / "mine").is_dir() if obstacle in files else (out / obstacle).read_text() == "mine"
         assert not list(out.rglob(".unfinished*"))
+
+
+def test_folder_removed_meanwhile(data, whole, no_curves, tmp_path, monkeypatch):
+    """What is still to be written makes the folder again; only what lay in it is lost."""
+    monkeypatch.setattr(log.Progress, "update", lambda self, count=1: shutil.rmtree(tmp_path / "out", True))
+    for name, files in (("train", {"log.txt", "checkpoint-1.pth"}), ("test", {"results.csv", "set"}),
+                        ("robust", {"results.csv", "JpegCompression"}), ("save", {"scores.csv", "pred"})):
+        done = run(name, data, tmp_path)
+        if name == "save" and done.returncode:  # the folder was lost while a file was written to it
+            check(done, tmp_path / "out", whole[name], "No such file")
+        else:
+            assert done.returncode == 0 and files <= set(os.listdir(tmp_path / "out")), (name, done.stderr)
+
+
+def test_a_file_system_that_replaces_no_file(data, tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    done = run("train", data, tmp_path)
+    assert done.stderr == ("error: --output_dir out: can't be written to (Operation not permitted). Give a folder that "
+                           "you may write to.\n")
+
+
+def test_append_is_all_or_nothing(tmp_path):
+    log.append_file(tmp_path / "new/log.txt", "1\n")
+    for path in (tmp_path / "new/log.txt", tmp_path / "none.txt"):
+        with largest_file(5), pytest.raises(UserError, match=f"{path} can't be written .File too large"):
+            log.append_file(path, "23456\n")
+    assert contents(tmp_path) == {"new/log.txt": b"1\n"}
+
+
+def test_devices_stay_devices(data, tmp_path):
+    """As root, a rename would make a file of /dev/null."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/report.json").symlink_to("/dev/null")
+    (tmp_path / "out/sheet.png").symlink_to("/dev/full")
+    done = run("check", data, tmp_path)
+    assert done.returncode == 1 and done.stderr == ("error: out/sheet.png can't be written (No space left on device). "
+                                                    "Free some space or give another folder.\n")
+    assert (tmp_path / "out/report.json").is_symlink() and (tmp_path / "out/sheet.png").is_symlink()
+
+
+def test_what_killed_runs_left_is_removed(data, whole, tmp_path):
+    for folder in ("", "pred", "overlay"):
+        (tmp_path / "out" / folder).mkdir(exist_ok=True, parents=True)
+        (tmp_path / "out" / folder / f"{log.UNFINISHED}0").write_text("half")
+    assert run("save", data, tmp_path).returncode == 0
+    assert contents(tmp_path / "out") == whole["save"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two runs in one folder
+
+
+HOLDER = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+import log
+log.make_output_dir(sys.argv[2], "--output_dir")
+if os.fork():  # the child, as a loader's worker, outlives its parent
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_runs_in_one_folder(data, whole, tmp_path, monkeypatch):
+    """The second is refused while the first lives; `kill -9` frees the folder, whatever children stay behind."""
+    (tmp_path / "holder.py").write_text(HOLDER)
+    holder = subprocess.Popen([sys.executable, tmp_path / "holder.py", ROOT, tmp_path / "out"], text=True,
+                              stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        pid = int(holder.stdout.readline())
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        commands = {"train": "--output_dir", "robust": "--output_dir", "save": "--output_dir", "resize": "target",
+                    "demo": "--output"}
+        (tmp_path / "out/.resize.json").write_bytes(whole["resize"][".resize.json"])
+        (tmp_path / "out/made_by_demo.json").write_bytes(whole["demo"]["made_by_demo.json"])
+        before = contents(tmp_path)
+        for name, flag in commands.items():
+            done = run(name, data, tmp_path)
+            assert done.returncode == 1 and done.stderr == (
+                f"error: {flag} {tmp_path / 'out' if flag == 'target' else 'out'}: another run writes there, process {pid} "
+                f"on {socket.gethostname()}. Wait for its end, or give another folder.\n"), done.stderr
+        monkeypatch.setitem(COMMANDS, "events", [*COMMANDS["train"], "--output_dir", "other", "--log_dir", "out"])
+        assert run("events", data, tmp_path).stderr.startswith("error: --log_dir out: another run writes there")
+        assert contents(tmp_path) == before
+        os.kill(pid, signal.SIGKILL)
+        holder.wait()
+        assert run("test", data, tmp_path).returncode == 0
+        os.killpg(pid, 0)  # the child is still there
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("change", [lambda m: m.setattr(log, "fcntl", None), lambda m: m.setattr(
+    log.fcntl, "lockf", unittest.mock.Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))])
+def test_where_there_are_no_locks_a_line_says_so(data, tmp_path, monkeypatch, change):
+    change(monkeypatch)
+    done = run("test", data, tmp_path)
+    assert done.returncode == 0 and re.search(r"note: out can't be locked \((No locks|Function not)", done.stdout)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+ODD = "=cmd|'x'!A1 \x1b[31mred\x07\n\u202egnp\x9b2J, \"q\"\t.png"
+SHOWN = r"""=cmd|'x'!A1 \x1b[31mred\x07\n\u202egnp\x9b2J, "q"\t.png"""
+
+
+def test_names_that_terminals_and_spreadsheets_would_obey(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "set")
+    shutil.rmtree(folder / "imd")
+    os.rename(folder / "Tp/p000.png", folder / "Tp" / ODD)
+    os.rename(folder / "Gt/p000_gt.png", folder / "Gt" / ODD.replace(".png", "_gt.png"))
+    for name in ("test", "save", "resize", "check"):
+        done = run(name, folder, tmp_path)
+        assert done.returncode == 0, done.stderr
+        if name in ("test", "save"):
+            file = tmp_path / ("out/set/per_image.csv" if name == "test" else "out/scores.csv")
+            with open(file, encoding="utf-8", newline="") as lines:
+                rows = list(csv.DictReader(lines))
+            names = [row["name"] for row in rows]
+            if name == "test":  # gives paths
+                names = [os.path.relpath(path, folder / "Tp").replace(ODD, "'" + ODD) for path in names]
+            assert len(names) == (12 if name == "test" else 6)
+            assert {*names} == {"'" + ODD, *os.listdir(data / "Tp")} - {"p000.png"}
+        shutil.rmtree(tmp_path / "out")
+
+    def shown(done):
+        text = done.stdout + done.stderr
+        assert SHOWN in text and not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text), text
+
+    shown(run_here("save_images.py", "--test_data_path", folder / "Tp" / ODD, *map(str, TEST[2:-1]), tmp_path / "out",
+                   "--checkpoint_path", folder / "checkpoints"))
+    (folder / "Tp" / ODD).write_bytes(b"no image")
+    for name in ("train", "test", "save", "resize", "check"):
+        shutil.rmtree(tmp_path / "out", True)
+        shown(run(name, folder, tmp_path))
+    shown(run_here("tools/make_pairs.py", "--image_root", folder / "Tp", "--mask_root", data / "Gt", "--output",
+                   tmp_path / "x.json"))
+
+
+def test_csv_cells():
+    text = log.csv_lines([{"name": name, "score": score} for name, score in
+                          (("=1", -0.5), ("+1", -1), ("-1", ""), ("@a", 0.0), ("\ta", 1), ("'=1", 1), ("a=1", 1))])
+    assert [line.split(",") for line in text.splitlines()[1:]] == [
+        ["'=1", "-0.5"], ["'+1", "-1"], ["'-1", ""], ["'@a", "0.0"], ["'\ta", "1"], ["''=1", "1"], ["a=1", "1"]]
+
+
+def test_the_longest_names_and_folders_that_are_no_utf8(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "set")
+    long = "x" * 251 + ".png"  # 255 bytes
+    os.rename(folder / "Tp/p000.png", folder / "Tp" / long)
+    outputs = [os.path.join(tmp_path, os.fsdecode(b"out_\xc4\xe3")), tmp_path / "events"]
+    done = run_here("save_images.py", "--test_data_path", folder / "Tp", *TEST[2:-1], outputs[0], "--save_overlay",
+                    "--checkpoint_path", data / "checkpoints")
+    assert done.returncode == 0 and os.path.exists(os.path.join(outputs[0], "pred", long)), done.stderr
+    for epochs in (1, 2):
+        done = run_here("train.py", "--data_path", data, *SMALL, "--epochs", epochs, "--output_dir", outputs[0],
+                        "--log_dir", outputs[1], "--resume", "auto")
+        assert done.returncode == 0, done.stderr
+    assert os.path.exists(os.path.join(outputs[0], "checkpoint-1.pth"))

@@ -696,7 +696,7 @@ def main():
     rows += [[path_for_json(os.path.join(authentic_root, path), folder), "Negative"] for path in files.authentic]
     write_file(args.output, "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     for i in sorted({*range(len(pairs))[:3], *range(len(pairs))[-3:]}):
-        say(f"  pair {i + 1}: {rows[i][0]} with {rows[i][1]}")
+        say(visible(f"  pair {i + 1}: {rows[i][0]} with {rows[i][1]}"))
     say(f"{args.output}: {len(pairs)} tampered and {len(files.authentic)} authentic images; "
         f"`python tools/check_data.py {args.output}` looks into all files.")
 
