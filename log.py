@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from ddp import fail_together, gather, is_main, world_size
-from registry import UserError, counted, usable_cpus, visible
+from registry import UserError, counted, show, usable_cpus, visible
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The screen
@@ -43,7 +43,7 @@ def say(*words):
     if is_main():
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         text = visible(" ".join(map(str, words)), lines=True)
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        show(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def as_text(path):
@@ -329,10 +329,11 @@ def replacing(path, lasting=False):
                     os.fsync(file.fileno())
             if temporary != path:
                 os.replace(temporary, path)
-        finally:
+        except BaseException:  # Ctrl-C too
             if temporary != path:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
+            raise
     if lasting:
         with contextlib.suppress(OSError):  # not every file system can
             folder = os.open(path.parent, os.O_RDONLY)

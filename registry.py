@@ -50,6 +50,18 @@ def visible(text, lines=False):
                   str(text))
 
 
+def show(text):
+    """Print to standard output, at once; UserError where that can't be written, as on a full disk."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # what reads it has ended: see `reader_is_gone`
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        raise UserError(f"standard output can't be written ({error.strerror}). Free some space or send it elsewhere."
+                        ) from None
+
+
 def hint_for(error):
     """Return what to try after an exception; "" where nothing is known."""
     text = "".join(traceback.format_exception(error)) if "out of memory" in str(error) else str(error)
@@ -516,7 +528,7 @@ def plain(value):
 def print_once(text):
     """Print from torchrun's first process, also before the process group is there."""
     if is_first():
-        print(visible(text), flush=True)
+        show(visible(text))
 
 
 def note_changes(stored, source, values):
