@@ -251,20 +251,31 @@ def make_output_dir(path, flag):
     """
     path = Path(path)
     if is_main():
-        probe, second = (path / f"{UNFINISHED}{os.getpid()}{end}" for end in "ab")
+        probes = [path / f"{UNFINISHED}{os.getpid()}{end}" for end in "ab"]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            second.touch()
-            os.replace(probe, second)  # as saving does: not every file system can replace a file
-            second.unlink()
             if lock(path, flag):
-                for leftover in path.rglob(f"{UNFINISHED}*"):
-                    leftover.unlink()
+                remove_unfinished(path)
+            try:
+                for probe in probes:
+                    probe.touch()
+                os.replace(*probes)  # as saving does: not every file system can replace a file
+            finally:
+                for probe in probes:
+                    probe.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{flag} {path}: can't be written to ({error.strerror}). "
                             "Give a folder that you may write to.") from None
     return path
+
+
+def remove_unfinished(path):
+    """Remove what killed runs left unfinished in a folder and below it, but for folders with a lock of their own."""
+    for folder, below, files in os.walk(path):
+        below[:] = [name for name in below if not os.path.exists(os.path.join(folder, name, ".lock"))]
+        for name in files:
+            if name.startswith(UNFINISHED):
+                os.unlink(os.path.join(folder, name))
 
 
 def lock(folder, flag):
@@ -386,7 +397,7 @@ def forget_rows_from(path, epoch):
     def is_earlier(line):
         try:
             return json.loads(line)["epoch"] < epoch
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return False
 
     if is_main() and path.exists():

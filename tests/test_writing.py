@@ -197,7 +197,7 @@ def test_a_file_system_that_replaces_no_file(data, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", refuse)
     done = run("train", data, tmp_path)
     assert done.stderr == ("error: --output_dir out: can't be written to (Operation not permitted). Give a folder that "
-                           "you may write to.\n")
+                           "you may write to.\n") and not contents(tmp_path)
 
 
 def test_append_is_all_or_nothing(tmp_path):
@@ -226,11 +226,13 @@ def test_standard_output_on_a_full_disk():
 
 
 def test_what_killed_runs_left_is_removed(data, whole, tmp_path):
-    for folder in ("", "pred", "overlay"):
+    """But not below a folder of another run, which may be writing there."""
+    for folder in ("", "pred", "overlay", "test"):
         (tmp_path / "out" / folder).mkdir(exist_ok=True, parents=True)
         (tmp_path / "out" / folder / f"{log.UNFINISHED}0").write_text("half")
+    (tmp_path / "out/test/.lock").touch()
     assert run("save", data, tmp_path).returncode == 0
-    assert contents(tmp_path / "out") == whole["save"]
+    assert contents(tmp_path / "out") == {**whole["save"], f"test/{log.UNFINISHED}0": b"half"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
