@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import ddp
-from log import replacing, say
+from log import as_text, replacing, say
 from registry import UserError, counted, is_starting_weights, note_changes, parameters
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -45,9 +45,9 @@ def find_checkpoints(path, flag):
 
 
 def save_checkpoint(path, checkpoint):
-    """Write a dict of plain types and tensors; no reader sees half a file."""
-    with replacing(path) as temporary:
-        torch.save(checkpoint, temporary)
+    """Write a dict of plain types and tensors; no reader sees half a file, also after a power cut."""
+    with replacing(path, lasting=True) as file:
+        torch.save(checkpoint, file)
 
 
 def refuse_broken_weights(model, epoch):
@@ -77,6 +77,7 @@ def load_checkpoint(path, flag, mmap=True):
     With `mmap` tensors come from the disk only where they are used, so that an optimizer's state costs nothing. Raises
     UserError where the file is truncated or no checkpoint, or holds code.
     """
+    mmap = mmap and as_text(path) == str(path)  # torch maps no file whose path is not UTF-8
     try:
         with torch.serialization.safe_globals(harmless_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))

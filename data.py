@@ -30,7 +30,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate, get_worker_info
 
 import log
-from registry import UserError, counted, usable_cpus
+from registry import UserError, counted, usable_cpus, visible
 
 cv2.setNumThreads(0)  # the loader's workers are the parallelism
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are raised here, with the file's name
@@ -784,7 +784,8 @@ class ImageDataset(Dataset):
             cropped = (f"; {'those' if larger is None else larger} larger than {self.image_size}x{self.image_size} "
                        f"{'is' if larger == 1 else 'are'} cropped")
             cropped += f", {lost} of them {'loses its' if lost == 1 else 'lose their'} whole mask" if lost else ""
-        return f"{type(self).__name__} {self.path}: {self.describe_labels()}, fingerprint {self.fingerprint}{cropped}"
+        return (f"{type(self).__name__} {visible(self.path)}: {self.describe_labels()}, fingerprint {self.fingerprint}"
+                f"{cropped}")
 
     def describe_labels(self):
         """Return the numbers of images for `describe`."""

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.constants import default_pg_nccl_timeout
 from torch.nn.parallel import DistributedDataParallel
 
-from registry import UserError, launched_as
+from registry import UserError, launched_as, show
 
 patient = None  # the process group for objects, whose members may wait for hours
 
@@ -53,7 +53,7 @@ def init(name):
     if "RANK" in os.environ:
         meet(device)
     if name == "cuda" and device.type == "cpu" and is_main():
-        print("no CUDA device: running on the CPU", flush=True)
+        show("no CUDA device: running on the CPU")
     return device
 
 

@@ -2,18 +2,28 @@
 
 Rank 0 alone prints and writes.
 """
+import collections
+import concurrent.futures
 import contextlib
 import csv
 import datetime
+import errno
 import io
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
 import traceback
+import uuid
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import cv2
 import numpy as np
@@ -21,17 +31,19 @@ import torch
 from tqdm import tqdm
 
 from ddp import fail_together, gather, is_main, world_size
-from registry import UserError, counted
+from registry import UserError, counted, show, usable_cpus, visible
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The screen
 
 
 def say(*words):
-    """Print from rank 0, at once; names of files need not be text that the terminal's encoding can show."""
+    """Print from rank 0, at once; names of files need not be text that the terminal's encoding can show, and what they
+    hold to control it is shown, not obeyed. Lines stay lines: where names may hold "\\n", use `visible` before."""
     if is_main():
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        print(" ".join(map(str, words)).encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        text = visible(" ".join(map(str, words)), lines=True)
+        show(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def as_text(path):
@@ -44,7 +56,7 @@ def format_table(header, rows):
     def text(value):
         if value is None or value != value:
             return "-"
-        return f"{value:.4f}" if isinstance(value, float) else str(value)
+        return f"{value:.4f}" if isinstance(value, float) else visible(value)
 
     lines = [list(map(text, row)) for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -68,7 +80,7 @@ class Progress:
 
     def __init__(self, label, total, enabled=True, unit="images"):
         enabled, terminal = enabled and is_main(), sys.stderr.isatty()
-        self.bar = tqdm(total=total, desc=label, unit=f" {unit}", leave=False, dynamic_ncols=True,
+        self.bar = tqdm(total=total, desc=visible(label), unit=f" {unit}", leave=False, dynamic_ncols=True,
                         disable=not (enabled and terminal))
         self.label, self.total, self.unit, self.lines = label, total, unit, enabled and not terminal
         self.done, self.start, self.shown = 0, time.time(), time.time()
@@ -82,14 +94,27 @@ class Progress:
         if self.lines and self.done and now - self.shown >= 30:
             self.shown, per_second = now, self.done / (now - self.start)
             left = datetime.timedelta(seconds=int((self.total - self.done) / per_second))
-            print(f"{self.label}: {self.done} of {self.total} {self.unit}, {per_second:.1f} {self.unit}/s, {left} left",
-                  flush=True)
+            say(f"{self.label}: {self.done} of {self.total} {self.unit}, {per_second:.1f} {self.unit}/s, {left} left")
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
         self.bar.close()
+
+
+def in_threads(function, items, label, progress, unit):
+    """Yield function(item) for every item, in order, from a thread per CPU, with `Progress`; an error ends all threads.
+
+    Threads suffice where codecs do the work, as these release Python's lock, and no process can outlive the run.
+    """
+    items = list(items)
+    with (concurrent.futures.ThreadPoolExecutor(usable_cpus()) as pool,
+          Progress(label, len(items), progress, unit) as bar):
+        for start in range(0, len(items), 1000):  # all at once, the pool would hold an object for each of millions
+            for result in pool.map(function, items[start:start + 1000]):
+                yield result
+                bar.update()
 
 
 class EpochLog:
@@ -195,72 +220,167 @@ class EpochLog:
 # Files
 
 
+UNFINISHED = ".unfinished-"  # begins the name of a file until all of it is written
+held = collections.deque(maxlen=2)  # the files that lock the folders of this run: --output_dir, and --log_dir if given
+
+
 def open_output(args, model_args):
-    """Make the folders of --output_dir and --log_dir, print command and arguments; return both paths.
+    """Make and lock the folders of --output_dir and --log_dir, print command and arguments; return both paths.
 
     Says whether there are results of an earlier test, which are replaced. Raises UserError, on all ranks, where nothing
-    can be written.
+    can be written, or another run writes there.
     """
     with fail_together():
         output_dir = make_output_dir(args.output_dir, "--output_dir")
-        log_dir = make_output_dir(getattr(args, "log_dir", None) or args.output_dir, "--log_dir")
+        log_dir = output_dir
+        if getattr(args, "log_dir", None):
+            log_dir = make_output_dir(args.log_dir, "--log_dir")  # two runs' curves in one folder would be mixed, too
         if hasattr(args, "log_dir") and str(log_dir) != as_text(log_dir):
             raise UserError(f"--{'log_dir' if args.log_dir else 'output_dir'} {log_dir}: TensorBoard can't write to a "
                             "folder whose name is not UTF-8. Give another folder.")
     if any((output_dir / name).exists() for name in ("results.csv", "pred")):
         say(f"note: {output_dir} holds results of an earlier run; those of the same name are replaced")
-    say(f"command: {' '.join(sys.argv)}\narguments: {json.dumps({**vars(args), **model_args})}")
+    say(f"command: {visible(' '.join(sys.argv))}\narguments: {json.dumps({**vars(args), **model_args})}")
     return output_dir, log_dir
 
 
 def make_output_dir(path, flag):
-    """Create a folder, prove that it can be written to and return it; UserError naming the flag otherwise."""
+    """Create a folder, prove that it can be written to, lock it for this process and return it.
+
+    What killed runs left unfinished is removed. UserError naming the flag where that fails or another run has the lock.
+    """
     path = Path(path)
     if is_main():
-        probe = path / f".probe{os.getpid()}"
+        probes = [path / f"{UNFINISHED}{os.getpid()}{end}" for end in "ab"]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
+            if lock(path, flag):
+                remove_unfinished(path)
+            try:
+                for probe in probes:
+                    probe.touch()
+                os.replace(*probes)  # as saving does: not every file system can replace a file
+            finally:
+                for probe in probes:
+                    probe.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{flag} {path}: can't be written to ({error.strerror}). "
                             "Give a folder that you may write to.") from None
     return path
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a temporary path to write to, which then becomes `path`, so that no reader sees half a file.
+def remove_unfinished(path):
+    """Remove what killed runs left unfinished in a folder and below it, but for folders with a lock of their own."""
+    for folder, below, files in os.walk(path):
+        below[:] = [name for name in below if not os.path.exists(os.path.join(folder, name, ".lock"))]
+        for name in files:
+            if name.startswith(UNFINISHED):
+                os.unlink(os.path.join(folder, name))
 
-    Makes the folder. Raises UserError where writing fails, and leaves an earlier file as it was.
+
+def lock(folder, flag):
+    """Keep other runs out of a folder until this process ends, however it does; UserError where one is in it.
+
+    Tells whether there is a lock: where the system or the file system has none, a line says so. It is POSIX's, which
+    children don't inherit: the worker of a loader that outlives its run would else keep the folder for ever.
+    """
+    file = open(folder / ".lock", "a+b", buffering=0)
+    for attempt in range(31):  # for 3 seconds: the rank that torchrun replaces may be about to end
+        try:
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                say(f"note: {folder} can't be locked ({error.strerror}), so no run will notice another that writes "
+                    "there")
+                return False
+            time.sleep(0.1)
+    else:
+        file.seek(0)
+        raise UserError(f"{flag} {folder}: another run writes there, {file.read().decode().strip()}. Wait for its "
+                        "end, or give another folder.")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    held.append(file)
+    return True
+
+
+@contextlib.contextmanager
+def writing(path, what="written"):
+    """Make a UserError of an error in this block, which writes to `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter, in the course of the former
+        while error and not getattr(error, "strerror", None):
+            error = error.__context__
+        raise UserError(f"{path} can't be {what} ({error.strerror if error else 'writing failed'}). Free some space or "
+                        "give another folder.") from None
+
+
+@contextlib.contextmanager
+def replacing(path, lasting=False):
+    """Yield a binary file to write to, which then becomes `path`, so that no reader sees half a file.
+
+    Makes the folder. Raises UserError where writing fails, and leaves an earlier file as it was. With `lasting` all is
+    on the disk afterwards, also after a power cut.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises the latter
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        reason = getattr(error, "strerror", None) or "writing failed"
-        raise UserError(f"{path} can't be written ({reason}). Free some space or give another folder.") from None
+    temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        temporary = path  # a device or a pipe, such as /dev/stdout
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                yield file
+                if lasting:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if temporary != path:
+                os.replace(temporary, path)
+        except BaseException:  # Ctrl-C too
+            if temporary != path:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+            raise
+    if lasting:
+        with contextlib.suppress(OSError):  # not every file system can
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def write_file(path, content):
-    """Write str (UTF-8) or bytes, by way of a temporary file (see `replacing`)."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+    """Write str (UTF-8) or bytes, all or nothing (see `replacing`)."""
+    with replacing(path) as file:
+        file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
 
 def append_file(path, text):
-    """Append str (UTF-8) to a file; UserError where that fails."""
-    try:
-        with open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}). Free some space or give another folder."
-                        ) from None
+    """Append str (UTF-8) to a file, all or nothing; makes the folder. UserError where that fails."""
+    path, data = Path(path), text.encode("utf-8", "surrogateescape")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            length = file.tell()
+            try:
+                while data:
+                    data = data[file.write(data):]
+            except OSError:
+                file.truncate(length)
+                if not length:
+                    path.unlink()
+                raise
+
+
+def remove_file(path):
+    """Remove a file if it is there; UserError where that fails."""
+    with writing(path, "removed"):
+        Path(path).unlink(missing_ok=True)
 
 
 def json_lines(records):
@@ -277,21 +397,27 @@ def forget_rows_from(path, epoch):
     def is_earlier(line):
         try:
             return json.loads(line)["epoch"] < epoch
-        except (json.JSONDecodeError, KeyError):
+        except (ValueError, KeyError, TypeError):
             return False
 
     if is_main() and path.exists():
-        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        with writing(path):
+            rows = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
         write_file(path, "".join(filter(is_earlier, rows)))
 
 
 def csv_lines(rows, header=True):
-    """Return dicts that share their keys as lines of CSV."""
+    """Return dicts that share their keys as lines of CSV.
+
+    Text that a spreadsheet would take for a formula, and text that begins with an apostrophe, gets one in front: taking
+    one off where a cell begins with it gives the text back.
+    """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, rows[0])
     if header:
         writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n'")) else value
+                      for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 
@@ -306,7 +432,7 @@ def tensorboard(log_dir, fresh=False, purge_step=None):
         yield None
         return
     for earlier in Path(log_dir).glob("events.out.tfevents.*") if fresh else ():
-        earlier.unlink()
+        remove_file(earlier)
     from torch.utils.tensorboard import SummaryWriter  # here, as it takes seconds to import
     former = threading.excepthook
     threading.excepthook = lambda failed: None if is_tensorboards(failed.exc_value) else former(failed)

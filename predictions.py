@@ -134,17 +134,12 @@ def to_bytes(values):
 
 
 def write_png(file, pixels):
-    """Write a PNG, making its folder; UserError where that fails. An image listed twice is written twice at a time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imencode(".png", pixels)[1].tofile(file)  # imwrite garbles names that are not ASCII on Windows
-    except OSError as error:
-        raise UserError(f"{file} can't be written ({error.strerror}): free some space or give another --output_dir."
-                        ) from None
+    """Write a PNG, making its folder; UserError where that fails."""
+    write_file(file, cv2.imencode(".png", pixels)[1])  # imwrite garbles names that are not ASCII on Windows
 
 
 def write_array(file, values):
     """Write an array as .npy; UserError where that fails."""
-    content = io.BytesIO()
+    content = io.BytesIO()  # to a file np.save would write without telling why it can't
     np.save(content, values)
     write_file(file, content.getvalue())

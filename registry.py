@@ -42,6 +42,26 @@ HINTS = {  # pattern in an exception's words or traceback -> what to try; the fi
 }
 
 
+def visible(text, lines=False):
+    """Return text with control characters, which a terminal would obey, and those that turn the direction of writing
+    as "\\x1b" and the like; `lines` keeps "\\n". Names of files may hold any."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]",
+                  lambda match: match[0] if lines and match[0] == "\n" else match[0].encode("unicode_escape").decode(),
+                  str(text))
+
+
+def show(text):
+    """Print to standard output, at once; UserError where that can't be written, as on a full disk."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # what reads it has ended: see `reader_is_gone`
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        raise UserError(f"standard output can't be written ({error.strerror}). Free some space or send it elsewhere."
+                        ) from None
+
+
 def hint_for(error):
     """Return what to try after an exception; "" where nothing is known."""
     text = "".join(traceback.format_exception(error)) if "out of memory" in str(error) else str(error)
@@ -103,7 +123,7 @@ def exit_on_user_error(main):
                 while link:  # what `raise ... from None` hides too
                     link.__suppress_context__, link = False, link.__context__
                 traceback.print_exception(error)
-            print("error:", *message.strip().split("\n"), file=sys.stderr, flush=True)
+            print("error:", visible(message.strip()), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("interrupted: give the same command again, and a training --resume auto to go on", file=sys.stderr)
     except Exception as error:
@@ -508,7 +528,7 @@ def plain(value):
 def print_once(text):
     """Print from torchrun's first process, also before the process group is there."""
     if is_first():
-        print(text, flush=True)
+        show(visible(text))
 
 
 def note_changes(stored, source, values):

@@ -26,11 +26,11 @@ import ddp
 from checkpoint import load_chosen, stored_args
 from evaluate import check_output, eval_mode, label_scores
 from gradcam import GradCam
-from log import Progress, csv_lines, open_output, say, write_file
+from log import Progress, csv_lines, open_output, remove_file, say, write_file
 from metrics import PixelF1, refuse_bad_values
 from predictions import file_hash, output_names, row_names, to_bytes, write_array, write_manifest, write_png
 from registry import (UserError, build_model, counted, exit_on_user_error, is_given, parse_args, post_function,
-                      script_parser)
+                      script_parser, visible)
 
 
 def get_args():
@@ -106,7 +106,7 @@ def main():
     with ddp.fail_together():
         test_sets = open_images(args.test_data_path, output_dir, **dataset_options)
     for earlier in (*output_dir.glob("pred_label_*.json"), output_dir / "scores.csv") if ddp.is_main() else ():
-        earlier.unlink(missing_ok=True)  # this run may not replace it: fewer processes, or no scores
+        remove_file(earlier)  # this run may not replace it: fewer processes, or no scores
 
     autocast, _ = ddp.mixed_precision(args, device)
     scores, rows, no_scores, clipped = {}, {}, None, False
@@ -184,7 +184,7 @@ def main():
     if isinstance(test_set, data.FilesDataset):
         for path, name, file in zip(paths, names, files):
             score = f"score {combined[name]:.4f}" if name in combined else "no score"
-            say(f"{path}: {score}, mask {output_dir / 'pred' / file}")
+            say(visible(f"{path}: {score}, mask {output_dir / 'pred' / file}"))
     ddp.cleanup()
 
 

@@ -18,7 +18,7 @@ import ddp
 import metrics
 from checkpoint import checkpoint_epoch, find_checkpoints, load_weights, refuse_different, stored_args
 from evaluate import evaluate, evaluation_options
-from log import append_file, csv_lines, format_table, json_lines, open_output, say, tensorboard
+from log import append_file, csv_lines, format_table, json_lines, open_output, remove_file, say, tensorboard
 from predictions import Saver, file_hash, versions
 from registry import build_model, exit_on_user_error, parse_args, post_function, script_parser
 from results import result_rows, write_results
@@ -68,7 +68,7 @@ def main():
     rows = []  # of results.csv: one per checkpoint, set and metric
     for name in test_sets if ddp.is_main() else ():
         for file in ("log.txt", "per_image.csv"):  # of an earlier run
-            (output_dir / name / file).unlink(missing_ok=True)
+            remove_file(output_dir / name / file)
     with contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(tensorboard(log_dir / name, fresh=True)) for name in test_sets}
         for path in paths:
@@ -99,7 +99,6 @@ def main():
 def write_result(folder, path, result, test_set, writer, save_per_image):
     """Add one checkpoint's result on one set to the set's log.txt, curves and, if asked for, per_image.csv."""
     epoch = checkpoint_epoch(path)
-    folder.mkdir(exist_ok=True)
     append_file(folder / "log.txt", json_lines([{"checkpoint": path.name, "epoch": epoch,
                                                  **{f"test_{name}": value for name, value in result.values.items()},
                                                  "fingerprint": test_set.fingerprint}]))

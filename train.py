@@ -19,7 +19,8 @@ import metrics
 from checkpoint import (find_resume, frozen_hashes, load_checkpoint, refuse_broken_weights, resume_training,
                         save_checkpoint)
 from evaluate import check_output, evaluate, evaluation_options
-from log import EpochLog, add_images, append_file, forget_rows_from, json_lines, open_output, say, tensorboard
+from log import (EpochLog, add_images, append_file, forget_rows_from, json_lines, open_output, remove_file, say,
+                 tensorboard)
 from registry import (UserError, build_model, counted, exit_on_user_error, natural, parse_args, positive, post_function,
                       rate, script_parser, without_starting_weights)
 
@@ -297,7 +298,7 @@ def main():
                     **({"frozen_hashes": left_out} if left_out else {})})
                 for outdated in {epoch - 1, former_best} - {epoch, best["epoch"], None}:
                     if not args.save_period or (outdated + 1) % args.save_period:
-                        (output_dir / f"checkpoint-{outdated}.pth").unlink(missing_ok=True)
+                        remove_file(output_dir / f"checkpoint-{outdated}.pth")
             former_best = best["epoch"]
 
     if best["epoch"] is not None:

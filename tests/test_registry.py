@@ -463,7 +463,7 @@ def test_errors_are_one_line(repo, capsys, monkeypatch):
         raise error
 
     in_worker = "Caught UserError in worker 0.\nTraceback:\n  File x\nregistry.UserError: a.png is empty:\ncopy it.\n"
-    for text, line in ("--x: wrong.", "error: --x: wrong.\n"), (in_worker, "error: a.png is empty: copy it.\n"):
+    for text, line in ("--x: wrong.", "error: --x: wrong.\n"), (in_worker, "error: a.png is empty:\\ncopy it.\n"):
         with pytest.raises(SystemExit) as end:
             run(lambda: fail(UserError(text)))
         assert end.value.code == 1 and capsys.readouterr() == ("", line)

@@ -21,8 +21,9 @@ def run_resize(*arguments):
 
 
 def tree(folder):
-    """{relative path: bytes} of everything below a folder, hidden files too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    """{relative path: bytes} of everything below a folder, hidden files too, but for the lock."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*")
+            if path.is_file() and path.name != ".lock"}
 
 
 @pytest.fixture

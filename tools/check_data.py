@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of t
 
 from data import (binary_mask, dark_mask, dataset_kind, decode, list_images, list_masks, mask_pixels, orientation_of,
                   pair_by_name, read_bytes, read_image, read_json, read_mask, read_pairs, read_sets, resolve_path)
-from log import Progress, write_file
-from registry import ROOT, Parser, UserError, counted, exit_on_user_error, positive
+from log import Progress, say, write_file
+from registry import ROOT, Parser, UserError, counted, exit_on_user_error, positive, visible
 
 FAULT, REMARK = "fault", "remark"
 
@@ -537,13 +537,13 @@ def find_duplicates(images, set_names, roles, groups, records, progress, found):
 def print_findings(found):
     """Print a table of kinds with their number and first examples; `found` is sorted, faults first."""
     if found:
-        print(f"\n{'severity':10}{'kind':30}{'count':>6}")
+        say(f"\n{'severity':10}{'kind':30}{'count':>6}")
     for (severity, kind), same in itertools.groupby(found, key=lambda finding: (finding.severity, finding.kind)):
         same = list(same)
-        print(f"{severity:10}{kind:30}{len(same):6}")
+        say(f"{severity:10}{kind:30}{len(same):6}")
         for finding in same[:3]:
             files = finding.files[:3] + [f"... ({len(finding.files)} in all)"] * (len(finding.files) > 3)
-            print(f"    {', '.join(files)}: {finding.text}")
+            say(f"    {visible(', '.join(files))}: {visible(finding.text)}")
 
 
 def print_histograms(records):
@@ -557,10 +557,10 @@ def print_histograms(records):
         names = [f"< {edge:g}" for edge in edges] + [f">= {edges[-1]:g}"]
         histograms[title] = dict(zip(names, counts))
         if len(values):
-            print(f"\n{title} ({counted(len(values), 'image')})")
+            say(f"\n{title} ({counted(len(values), 'image')})")
         for name, count in histograms[title].items():
             if count:
-                print(f"  {name:>8} {count:8d} {'#' * int(np.ceil(40 * count / max(counts)))}")
+                say(f"  {name:>8} {count:8d} {'#' * int(np.ceil(40 * count / max(counts)))}")
     return histograms
 
 
@@ -617,7 +617,7 @@ def write_output(path, content, what):
     """Write a file and name it; says so if that replaces an earlier one."""
     replaced = os.path.exists(path)
     write_file(path, content)
-    print(f"{path}: {what}{' (replaces the earlier file)' if replaced else ''}")
+    say(f"{path}: {what}{' (replaces the earlier file)' if replaced else ''}")
 
 
 def main():
@@ -657,8 +657,8 @@ def main():
     found.sort(key=lambda finding: (finding.severity, finding.kind))  # "fault" comes before "remark"
 
     for part in sets:
-        print(f"{part.name}: {counted(len(part.images), 'image')}, {part.roles.count(1)} tampered, "
-              f"{part.roles.count(0)} authentic")
+        say(f"{part.name}: {counted(len(part.images), 'image')}, {part.roles.count(1)} tampered, "
+            f"{part.roles.count(0)} authentic")
     print_findings(found)
     histograms = print_histograms(records)
     faults = sum(finding.severity == FAULT for finding in found)
@@ -667,13 +667,13 @@ def main():
                         "tampered": part.roles.count(1)} for part in sets],
               "faults": faults, "remarks": remarks, "histograms": histograms,
               "findings": [finding._asdict() for finding in found]}
-    print()
+    say()
     write_output(args.output, json.dumps(report, indent=1), "all findings")
     if args.contact_sheet and images:
         sheet = cv2.cvtColor(draw_contact_sheet(sets, found), cv2.COLOR_RGB2BGR)
-        write_output(args.contact_sheet, cv2.imencode(".png", sheet)[1].tobytes(), "contact sheet")
-    print(f"{counted(faults, 'fault')}, {counted(remarks, 'remark')}" if faults else
-          f"OK: {counted(len(images), 'image')} in {counted(len(sets), 'set')}, no fault, {counted(remarks, 'remark')}")
+        write_output(args.contact_sheet, cv2.imencode(".png", sheet)[1], "contact sheet")
+    say(f"{counted(faults, 'fault')}, {counted(remarks, 'remark')}" if faults else
+        f"OK: {counted(len(images), 'image')} in {counted(len(sets), 'set')}, no fault, {counted(remarks, 'remark')}")
     return 1 if faults else 0
 
 

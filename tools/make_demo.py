@@ -26,7 +26,7 @@ from sklearn.datasets import load_sample_images
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-from log import write_file
+from log import make_output_dir, say, write_file
 from registry import Parser, UserError, counted, exit_on_user_error, natural
 from transforms import INPAINT_RADIUS, compress_jpeg, encode_jpeg
 
@@ -181,6 +181,7 @@ def main():
 
     output = Path(args.output)
     clear_folder(output)
+    make_output_dir(output, "--output")
     settings = {"made_by": "python tools/make_demo.py", "seed": args.seed, "train": args.train, "test": args.test}
     write_file(output / MARKER, json.dumps(settings) + "\n")  # first, so that an unfinished demo is known as one
 
@@ -196,7 +197,7 @@ def main():
             mask_path = "Negative" if mask is None else f"{name}/Gt/{kind}_{index:04d}_gt.png"
             write_file(output / image_path, jpeg)
             if mask is not None:
-                write_file(output / mask_path, cv2.imencode(".png", mask * 255)[1].tobytes())
+                write_file(output / mask_path, cv2.imencode(".png", mask * 255)[1])
                 fractions.append(mask.mean())
             rows.append(json.dumps([image_path, mask_path]))
         write_file(output / f"{name}.json", "[\n" + ",\n".join(rows) + "\n]\n")
@@ -207,7 +208,7 @@ def main():
             # The best constant prediction: on an image of which the fraction a is tampered, precision a and recall 1.
             f1 = np.mean([2 * a / (1 + a) for a in fractions])
             line += f", pixel-level F1 of predicting everything tampered: {f1:.2f}"
-        print(line)
+        say(line)
     test_sets = {name.removeprefix("test_"): f"{name}.json" for name in SETS if name != "train"}
     write_file(output / "test_datasets.json", json.dumps(test_sets, indent=2) + "\n")
 

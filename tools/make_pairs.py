@@ -19,7 +19,6 @@ import re
 import sys
 import zipfile
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -31,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of t
 
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, list_files, list_images, list_masks, pair_by_name,
                   read_image, split_stem, stored_size)
-from log import Progress, write_file
-from registry import Parser, UserError, counted, exit_on_user_error, usable_cpus
+from log import in_threads, make_output_dir, say, write_file
+from registry import Parser, UserError, counted, exit_on_user_error, visible
 
 LISTED = 20  # a longer list is cut on the screen and written to a text file
 FILE_SUFFIXES = MASK_FILE_SUFFIXES | {".npz"}  # FantasticReality's masks are arrays
@@ -301,20 +300,20 @@ def report_recipe(recipe, files, tampered_only):
     """
     title = recipe.title
     for line in recipe.says:
-        print(f"{title}: {line}")
+        say(f"{title}: {line}")
     for path in [path for path in files.images_left if recipe.without_mask and re.search(recipe.without_mask, path)]:
-        print(f"{title}: {path} was published without a mask and is left out")
+        say(f"{title}: {path} was published without a mask and is left out")
         files.images_left.remove(path)
     renamed = sum(split_stem(image)[1] != MASK_SUFFIX.sub("", split_stem(mask)[1]) for image, mask in files.pairs)
     if recipe.by_number and renamed:
-        print(f"{title}: {counted(renamed, 'pair')} whose names agree in their number only, as one side has those of "
-              "another version")
+        say(f"{title}: {counted(renamed, 'pair')} whose names agree in their number only, as one side has those of "
+            "another version")
     kinds = (("tampered images with a mask", files.pairs), ("authentic images", files.authentic),
              ("masks", {mask for _, mask in files.pairs}))
     for (kind, found), expected in zip(kinds, recipe.expected):
         if expected not in (None, len(found)) and (found or not tampered_only):
-            print(f"warning: {title}: expected {expected} {kind}, found {len(found)}; this is not the whole published "
-                  "set")
+            say(f"warning: {title}: expected {expected} {kind}, found {len(found)}; this is not the whole published "
+                "set")
 
 
 def drop_unequal_sizes(pairs, root, output):
@@ -381,12 +380,12 @@ def convert_masks(masks, root, mask_output, binary, progress):
     def convert(mask):
         read = read_npz if mask.lower().endswith(".npz") else read_image
         pixels = binary(read(mask)).astype(np.uint8) * 255
-        write_file(targets[mask], cv2.imencode(".png", pixels)[1].tobytes())
+        write_file(targets[mask], cv2.imencode(".png", pixels)[1])
 
-    print(f"converting {len(targets)} masks to 0/255 PNG files in {mask_output} (--root is not changed)", flush=True)
-    with ThreadPool(usable_cpus()) as pool, Progress("converting", len(targets), progress, "masks") as bar:
-        for _ in pool.imap(convert, targets):
-            bar.update()
+    say(f"converting {len(targets)} masks to 0/255 PNG files in {mask_output} (--root is not changed)")
+    make_output_dir(mask_output, "--mask_output")
+    for _ in in_threads(convert, targets, "converting", progress, "masks"):
+        pass
     return targets
 
 
@@ -559,8 +558,8 @@ def read_lists(lists, root, recipe, authentic, output):
             if truth.setdefault(image, mask) != mask:
                 unclear.setdefault(image, [truth[image]]).append(mask)
         authentic_count, left = (list(own.values()).count(kind) for kind in ("Negative", None))
-        print(f"{path}: pairs {len(own) - authentic_count - left}, authentic {authentic_count}, without a mask {left}" +
-              f", repeated lines {again}" * (again > 0))
+        say(f"{path}: pairs {len(own) - authentic_count - left}, authentic {authentic_count}, without a mask {left}" +
+            f", repeated lines {again}" * (again > 0))
     print_list("listed files that are not there", list(missing), output)
     print_list("images listed with two masks", [f"{image}: {' and '.join(mask or 'none' for mask in masks)}"
                                                 for image, masks in unclear.items()], output)
@@ -595,11 +594,11 @@ def path_for_json(path, folder):
 def print_list(title, paths, output):
     """Print a list of names; a long one is cut, and written in full beside the output."""
     if paths:
-        print("\n  ".join([f"{title} ({len(paths)}):", *paths[:LISTED]]))
+        say("\n  ".join([f"{title} ({len(paths)}):", *map(visible, paths[:LISTED])]))
     if len(paths) > LISTED:
         full = f"{os.path.splitext(output)[0]}_{title.replace(' ', '_')}.txt"
         write_file(full, "\n".join([*paths, ""]))
-        print(f"  ... all {len(paths)} are in {full}")
+        say(f"  ... all {len(paths)} are in {full}")
 
 
 def refuse_unpaired(files, no_pair, output, skip_unpaired):
@@ -669,7 +668,7 @@ def main():
         no_pair = "the lists name no image that has a mask or is authentic"
         for line in recipe.says if recipe and recipe.binary else ():
             if line.startswith("masks:"):  # the rest is about files that the recipe would choose
-                print(f"{recipe.title}: {line}")
+                say(f"{recipe.title}: {line}")
     elif recipe:
         files = recipe.find(args.root)
         no_pair = f"--root {args.root} holds no {recipe.title} ({recipe.layout})"
@@ -697,9 +696,9 @@ def main():
     rows += [[path_for_json(os.path.join(authentic_root, path), folder), "Negative"] for path in files.authentic]
     write_file(args.output, "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     for i in sorted({*range(len(pairs))[:3], *range(len(pairs))[-3:]}):
-        print(f"  pair {i + 1}: {rows[i][0]} with {rows[i][1]}")
-    print(f"{args.output}: {len(pairs)} tampered and {len(files.authentic)} authentic images; "
-          f"`python tools/check_data.py {args.output}` looks into all files.")
+        say(visible(f"  pair {i + 1}: {rows[i][0]} with {rows[i][1]}"))
+    say(f"{args.output}: {len(pairs)} tampered and {len(files.authentic)} authentic images; "
+        f"`python tools/check_data.py {args.output}` looks into all files.")
 
 
 if __name__ == "__main__":

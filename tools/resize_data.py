@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import sys
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import cv2
@@ -26,11 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of t
 
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, dataset_kind, list_files, list_images, list_masks,
                   orientation_of, read_bytes, read_image, read_json, read_pairs, read_sets, resolve_path)
-from log import Progress, write_file
-from registry import Parser, UserError, counted, exit_on_user_error, positive, usable_cpus
+from log import in_threads, make_output_dir, replacing, say, write_file
+from registry import Parser, UserError, counted, exit_on_user_error, positive
 
-NOTE = ".resize.json"       # in the target: the command's arguments, so that no run mixes two sizes
-UNFINISHED = ".unfinished"  # appended to a file's name until all of it is written
+NOTE = ".resize.json"  # in the target: the command's arguments, so that no run mixes two sizes
 IMAGE, MASK, OTHER = "image", "mask", "other"  # kinds of files
 UNTURN = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
@@ -131,22 +129,16 @@ def shrink(image, long_side, nearest):
     return small if small.mode == full.mode else Image.frombytes(full.mode, small.size, small.tobytes())
 
 
-def copy_file(source, target, long_side, kind):
-    """Write `source` to `target` with sides of at most `long_side` pixels; returns "changed", "copied" or "there"."""
-    if os.path.exists(target) and os.stat(target).st_mtime_ns >= os.stat(source).st_mtime_ns:
-        return "there"
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+def smaller_file(source, long_side, kind):
+    """Return `source` with sides of at most `long_side` pixels as an open file, and whether that changed it."""
     image = None if kind == OTHER else open_image(source)
     if image is None or max(image.size) <= long_side:
-        shutil.copy2(source, target + UNFINISHED)
-        result = "copied"
-    else:
-        image_format = "JPEG" if image.format == "MPO" else image.format
-        options = save_options(image)
-        shrink(image, long_side, kind == MASK).save(target + UNFINISHED, image_format, **options)
-        result = "changed"
-    os.replace(target + UNFINISHED, target)
-    return result
+        return open(source, "rb"), False
+    image_format = "JPEG" if image.format == "MPO" else image.format
+    options, file = save_options(image), io.BytesIO()
+    shrink(image, long_side, kind == MASK).save(file, image_format, **options)
+    file.seek(0)
+    return file, True
 
 
 def main():
@@ -168,8 +160,8 @@ def main():
         files = list_tree(source, masks)
         if Path(target).is_relative_to(source):
             raise UserError(f"{args.target} is {args.source} or lies inside it; choose another folder to write to.")
-        print(f"{counted(sum(kind == MASK for kind in files.values()), 'file')} of {len(files)} taken for masks: those "
-              "below Gt/ and --masks, and by names like a_gt or a_mask")
+        say(f"{counted(sum(kind == MASK for kind in files.values()), 'file')} of {len(files)} taken for masks: those "
+            "below Gt/ and --masks, and by names like a_gt or a_mask")
     else:
         if args.masks:
             raise UserError("--masks is for a folder; a JSON says itself which files are masks.")
@@ -200,31 +192,35 @@ def main():
     if os.path.exists(note_path) and read_json(note_path) != note:
         raise UserError(f"{args.target} holds the result of another command (see {NOTE} in it); give a new folder, or "
                         "the same arguments to continue.")
+    make_output_dir(target, "target")
     write_file(note_path, json.dumps(note, indent=1))
 
     def copy(path):
+        target = target_of(path)
         try:
-            return copy_file(path, target_of(path), args.long_side, files[path])
+            if os.path.isfile(target) and os.stat(target).st_mtime_ns >= os.stat(path).st_mtime_ns:
+                return "there"
+            file, changed = smaller_file(path, args.long_side, files[path])
         except UserError as error:
             return str(error)
         except (OSError, ValueError, SyntaxError, cv2.error) as error:  # what PIL raises for broken files
             return f"{path}: {error}"
+        with file, replacing(target) as copied:  # what goes wrong here ends the run
+            shutil.copyfileobj(file, copied)
+        return "changed" if changed else "copied"
 
-    # Threads suffice, as codecs release Python's lock, and a killed run leaves no process that goes on writing.
     count, broken = collections.Counter(), []
-    with ThreadPool(usable_cpus()) as pool, Progress("resizing", len(files), not args.no_progress, "files") as bar:
-        for result in pool.imap(copy, files, chunksize=8):
-            if result in ("changed", "copied", "there"):
-                count[result] += 1
-            else:
-                broken.append(result)
-            bar.update()
+    for result in in_threads(copy, files, "resizing", not args.no_progress, "files"):
+        if result in ("changed", "copied", "there"):
+            count[result] += 1
+        else:
+            broken.append(result)
     for document, content in documents.items():
         content = rewrite_paths(document, content, target_of, target)
         write_file(target_of(document), json.dumps(content, indent=1))
     dataset = "".join(f"; the dataset is {target_of(document)}" for document in list(documents)[:1])
-    print(f"{args.target}: {counted(count['changed'], 'file')} changed, {count['copied']} copied, {count['there']} "
-          f"already there{dataset}")
+    say(f"{args.target}: {counted(count['changed'], 'file')} changed, {count['copied']} copied, {count['there']} "
+        f"already there{dataset}")
     if broken:
         raise UserError(f"{len(broken)} of {len(files)} files can't be read and are left out, first "
                         f"{broken[0].rstrip('.')}; fix them and run again.")
