@@ -18,7 +18,6 @@ import torch
 import ddp
 from evaluate import label_scores
 from log import write_file
-from registry import UserError
 
 
 def versions():
