@@ -113,10 +113,14 @@ def load_weights(model, path, flag, mmap=True):
     """
     content = load_checkpoint(path, flag, mmap)
     state, own = state_dict_of(content, path, flag), model.state_dict()
-    for name in [name for name in own if name in state]:
-        refuse_other_type(state[name], own[name], f"{flag} {path}: {shown(name)}")
     if content.get("frozen_hashes"):
         state |= left_out_weights(model, content, f"{flag} {path}")
+
+    def check_types(module, state, *_):  # after the model's own hooks have renamed keys
+        for name in [name for name in own if name in state]:
+            refuse_other_type(state[name], own[name], name)
+
+    hook = model.register_load_state_dict_pre_hook(check_types)
     try:
         model.load_state_dict(state, strict=True)
     except UserError as error:  # of a model that checks what it loads
@@ -130,6 +134,8 @@ def load_weights(model, path, flag, mmap=True):
                           for what, keys in parts if keys)
         raise UserError(f"{flag} {path} does not fit {type(model).__name__}: {found or str(error).splitlines()[0]}. "
                         "Use the --model and flags of the training.") from None
+    finally:
+        hook.remove()
     return content
 
 
@@ -645,7 +651,7 @@ def resume_training(path, model, optimizer, scaler, args, model_args, metric):
                 load_optimizer(optimizer, scaler, content, path)
         if "optimizer" in content:
             epoch = int(content["epoch"]) + 1 if "epoch" in content else epoch
-            if epoch >= args.epochs and args.resume == "auto":  # so that a script may start its training again and again
+            if epoch >= args.epochs and args.resume == "auto":  # a script may start it again and again
                 say(f"finished: {path} is of epoch {epoch - 1} and --epochs is {args.epochs}; raise --epochs to go on")
                 ddp.cleanup()
                 sys.exit(0)
