@@ -11,6 +11,7 @@ import pickletools
 import re
 import struct
 import sys
+import warnings
 import zipfile
 import zlib
 from collections import defaultdict
@@ -207,7 +208,8 @@ def load_checkpoint(path, flag, mmap=True):
                 content = safetensors.torch.load_file(path)
             else:
                 (check_zip if is_zip else check_pickles)(file, size, source)
-                with torch.serialization.safe_globals(harmless_globals()):
+                with torch.serialization.safe_globals(harmless_globals()), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # NumPy 2 about what NumPy 1 wrote
                     content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     except UserError:
         raise
@@ -497,14 +499,20 @@ def is_optimizer(state):
                     for group in groups))
 
 
+def is_scaler(state):
+    """Tell whether a value has the form of a GradScaler's state_dict(), which is empty if it is not enabled."""
+    whole = ("growth_interval", "_growth_tracker")
+    return isinstance(state, dict) and all(is_number(value) and (is_natural(value) if key in whole else value > 0)
+                                           for key, value in state.items())
+
+
 FORMS = {  # key of a checkpoint -> what it must be, and how to tell
     "best": ("the epoch, value, metric and folder of the best score", is_best),
     "frozen_hashes": ("a text for each name", lambda hashes: isinstance(hashes, dict)
                       and all(isinstance(text, str) for pair in hashes.items() for text in pair)),
     "epoch": ("the number of an epoch", is_epoch),
     "optimizer": ("the state of an optimizer", is_optimizer),
-    "scaler": ("the numbers of a loss scaler", lambda scaler: isinstance(scaler, dict)
-               and all(isinstance(key, str) and is_number(value) for key, value in scaler.items())),
+    "scaler": ("the numbers of a loss scaler", is_scaler),
 }
 
 
@@ -719,7 +727,8 @@ def fitting_state(values, expected, p):
         elif own is None:
             fits = value is None
         else:  # a number, such as the count of steps
-            fits = is_number(value.item() if torch.is_tensor(value) and value.numel() == 1 else value)
+            value = value.item() if torch.is_tensor(value) and value.numel() == 1 else value
+            fits = is_number(value) and value >= 0
         if not fits:
             raise ValueError(f"{name} is not that of a tensor of shape {tuple(p.shape)}")
     return {name: values[name] for name in expected}

@@ -34,8 +34,8 @@ MEMORY = 500 << 20  # bytes that a case may take beyond what the process has
 STRANGE = [None, True, -1, 0, 10**30, 1.5, float("nan"), float("inf"), "", "../../x", "a\nb\x1b[2J", b"x", [], [1], {},
            {"a": 1}, {1: {2: 3}}, (1, 2), 1j, torch.zeros(0), torch.ones(2, 3), torch.tensor(float("nan")),
            torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.bool), np.float64(2), np.arange(3)]
-NUMBERS = [b"J\xff\xff\xff\x7f", b"J\xff\xff\xff\xff", b"\x8a\x05\x00\x00\x00\x00\x40", b"\x8a\x08" + b"\xff" * 7 + b"\x7f",
-           b"K\x00", b"K\x01", b"N", b"]", b"h\x00", b"X\xff\xff\xff\x7f"]
+NUMBERS = [b"J\xff\xff\xff\x7f", b"J\xff\xff\xff\xff", b"\x8a\x05\x00\x00\x00\x00\x40",
+           b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"K\x00", b"K\x01", b"N", b"]", b"h\x00", b"X\xff\xff\xff\x7f"]
 NAMES = [b"cos\nsystem\n", b"cposix\nmkdir\n", b"cbuiltins\neval\n", b"c__builtin__\nbytearray\n", b"ctorch\nTensor\n",
          b"cnumpy\nndarray\n", b"cargparse\nNamespace\n", b"ctorch._utils\n_rebuild_sparse_tensor\n",
          b"ctorch\nUntypedStorage\n", b"ctorch\nDoubleStorage\n", b"ctorch\nQInt8Storage\n", b"ccollections\nCounter\n"]
@@ -134,7 +134,7 @@ def mutate(found, rng):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         pickle = archive.read(names[0])
-    if kind == "swap":  # the bytes of two tensors, or the names of two entries
+    if kind == "swap":  # the bytes of two tensors, or the names of two entries; of one size, no one can tell
         first, second = rng.sample([name for name in names if "/data/" in name], 2)
         pairs = [[name.encode() for name in (first, second)]] * 2
         if rng.random() < 0.5:
@@ -143,7 +143,7 @@ def mutate(found, rng):
         for old, new in pairs:
             if len(old) == len(new) and data.count(old) and data.count(new):
                 data = data.replace(old, b"\0" * len(old)).replace(new, old).replace(b"\0" * len(old), new)
-        return form, kind, data, True
+        return form, kind, data, False
     if kind == "entries":
         name = rng.choice(names)
         changes = [lambda entries: {**entries, name: b""}, lambda entries: {**entries, name: entries[name] * 2},
@@ -200,17 +200,15 @@ def run(count):
         try:
             weights = use(path, form)
         except UserError as error:
-            context = error.__context__
-            text = str(error)
-            fine = str(path) in text and "\n" not in text and "\x1b" not in text and not isinstance(context, MemoryError)
-            outcome = "refused" if fine and "can't allocate" not in str(context) else "WRONG sentence or memory"
-            wrong = f"{text} {context!r}" if outcome != "refused" else ""
+            text, cause = str(error), repr(error.__context__)
+            fine = str(path) in text and text.isprintable() and "MemoryError" not in cause and "allocate" not in cause
+            outcome, wrong = ("refused", "") if fine else ("WRONG SENTENCE OR MEMORY", f"{text} {cause}")
         except Exception:
             outcome, wrong = "TRACEBACK", traceback.format_exc()
         else:
             equal = all(value.equal(state[name]) for name, value in weights.items())
-            outcome = "equal" if equal else "other weights, which no checksum could tell" if not exact else "OTHER WEIGHTS"
-            wrong = "" if equal or not exact else "weights"
+            outcome = "equal" if equal else "OTHER WEIGHTS" if exact else "other weights, which no checksum could tell"
+            wrong = exact and not equal
         signal.alarm(0)
         if sorted(os.listdir()) != ["folder"] or os.listdir("folder") != [path.name]:
             outcome, wrong = "FILES", f"{os.listdir()} {os.listdir('folder')}"
