@@ -240,9 +240,8 @@ def check_zip(file, size, source):
     file.seek(max(0, size - (1 << 16) - 22))
     tail = file.read()
     end, end64 = tail.rindex(b"PK\5\6"), tail.rfind(b"PK\6\6")
-    directory = max(struct.unpack_from("<I", tail, end + 12)[0] % 0xFFFFFFFF,
-                    struct.unpack_from("<Q", tail, end64 + 40)[0] if end64 >= 0 else 0)
-    if directory > LIMIT:
+    directory = struct.unpack_from("<Q", tail, end64 + 40) if end64 >= 0 else struct.unpack_from("<I", tail, end + 12)
+    if directory[0] > LIMIT:
         raise UserError(f"{source} is a zip file with too many entries to be a checkpoint. Give a file that torch.save "
                         "wrote.")
     with zipfile.ZipFile(file) as archive:
@@ -281,9 +280,9 @@ DTYPES = {str(value): value for value in vars(torch).values() if isinstance(valu
 SCALARS, ARRAYS = ([f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")] for name in
                    ("scalar", "_reconstruct"))
 HARMLESS = {*BYTES, *DTYPES, *SCALARS, *ARRAYS, "numpy.dtype", "numpy.ndarray", "argparse.Namespace", "_codecs.encode",
-            "collections.OrderedDict", "builtins.set", "__builtin__.set", "torch.Size", "torch.device",
-            "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
-            "torch._utils._rebuild_parameter"}
+            "collections.OrderedDict", "collections.Counter", "builtins.set", "__builtin__.set", "torch.Size",
+            "torch.device", *(f"torch._utils._rebuild_{what}" for what in ("tensor", "tensor_v2", "tensor_v3",
+                                                                           "parameter"))}
 
 
 class Ordered(dict):
@@ -309,7 +308,7 @@ class PickleCheck:
     """
 
     def __init__(self, size, source):
-        self.size, self.source, self.storages = size, source, {}
+        self.size, self.source, self.storages, self.total = size, source, {}, 0
 
     def read(self, data):
         """Go through the pickle at the position of a BytesIO."""
@@ -364,12 +363,15 @@ class PickleCheck:
 
     def storage(self, kind, maker, key, location, count, view=None):
         """Return what stands for the data of tensors: its bytes, and the bytes of an element."""
-        item = BYTES[maker.kind]
-        found = self.storages.setdefault(key, count * item)
-        if (kind, view) != ("storage", None) or not is_natural(count) or found != count * item or not (
-                isinstance(key, str) and isinstance(location, str)):
+        if (kind, view) != ("storage", None) or not is_natural(count) or not isinstance(key, str):
             raise ValueError("strange data")
-        if sum(self.storages.values()) > self.size:
+        item = BYTES[maker.kind]
+        if key not in self.storages:
+            self.storages[key] = count * item
+            self.total += count * item
+        if self.storages[key] != count * item:
+            raise ValueError("data of two sizes")
+        if self.total > self.size:
             raise UserError(f"{self.source} declares tensors of more bytes than the file has, so it is not loaded. "
                             "Copy it again or give another.")
         return Stand("storage", (count * item, item))
@@ -379,6 +381,10 @@ class PickleCheck:
         match name, arguments:
             case "collections.OrderedDict", ():
                 return Ordered()
+            case "collections.OrderedDict", (list(pairs),) if all(is_plain(key) for key, _ in pairs):  # by Python 2
+                return Ordered(pairs)
+            case "collections.Counter", (dict(),):  # in the state of a MultiStepLR
+                return Stand("counter")
             case "argparse.Namespace", ():
                 return Stand("namespace")
             case "_codecs.encode", (str(text), "latin1"):  # how protocol 2 writes bytes
@@ -407,7 +413,7 @@ class PickleCheck:
 
     def tensor(self, data, offset, shape, strides, item=None):
         """Return what stands for a dense tensor, which must lie within its data and be no larger than the file."""
-        if data.kind != "storage" or not is_natural(offset, *shape, *strides):
+        if data.kind != "storage" or len(shape) > 64 or not is_natural(offset, *shape, *strides):
             raise ValueError("a strange tensor")
         total, item = data.value[0], item or data.value[1]
         last = offset + sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True))
@@ -426,7 +432,7 @@ class PickleCheck:
             case Stand(kind="dtype"), (int(), str(), *rest) if rest == list(target.value.__reduce__()[2][2:]):
                 return
             case Stand(kind="array"), (int(), tuple(shape), Stand(kind="dtype", value=dtype), _, bytes() | list()):
-                if is_natural(*shape) and math.prod(shape) * dtype.itemsize <= self.size:
+                if len(shape) <= 64 and is_natural(*shape) and math.prod(shape) * dtype.itemsize <= self.size:
                     return
         raise ValueError("a strange state")
 
@@ -549,9 +555,11 @@ def choose_checkpoint(path):
 
 def best_of(content):
     """Return a checkpoint's {"epoch", "value", "metric", "folder"} of the best score so far; {} if it records none."""
-    best = content.get("best")
-    known = isinstance(best, dict) and {"epoch", "value", "metric"} <= set(best) and best["epoch"] is not None
-    return best if known else {}  # load_checkpoint has checked its types
+    best = content.get("best")  # load_checkpoint has checked its types
+    if not isinstance(best, dict) or not {"epoch", "value", "metric"} <= set(best) or best["epoch"] is None:
+        return {}
+    return {"epoch": int(best["epoch"]), "value": float(best["value"]), "metric": shown(best["metric"]),
+            "folder": best.get("folder", "")}
 
 
 def args_of(content):
@@ -738,8 +746,8 @@ def stored_best(content, path, best):
     """Return the best score that a checkpoint records, or `best`, which has none yet, where it is of another metric."""
     stored = best_of(content) or best
     if stored["metric"] != best["metric"]:
-        say(f"note: the best score of {path.name} was of {shown(stored['metric'])}; the best {best['metric']} counts "
-            "from here on")
+        say(f"note: the best score of {path.name} was of {stored['metric']}; the best {best['metric']} counts from "
+            "here on")
         return best
     if (path.parent / f"checkpoint-{stored['epoch']}.pth").exists():  # the folder may have been moved
         stored["folder"] = str(path.parent)

@@ -110,7 +110,8 @@ def test_where_a_state_dict_may_lie_and_numpy_beside_it(tmp_path, key):
     state = models.mymodel.MyModel().state_dict()
     beside = {"best_f1": np.float64(0.5), "loss": np.float32(2), "epoch": np.int64(3), "done": np.bool_(True),
               "half": np.float16(1), "byte": np.uint8(7), "complex": np.complex64(1j), "text": np.str_("a"),
-              "curve": np.arange(3.0), "table": np.zeros((2, 2), np.int32), "flags": np.array([True])}
+              "curve": np.arange(3.0), "table": np.zeros((2, 2), np.int32),
+              "scheduler": {"milestones": Counter([30, 60])}, "flags": np.array([True])}
     content = state if key is None else {**beside, key: {f"module.{name}": value for name, value in state.items()}}
     torch.save(content, tmp_path / "new.pth")
     torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
@@ -124,6 +125,15 @@ def test_where_a_state_dict_may_lie_and_numpy_beside_it(tmp_path, key):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
         for name, value in beside.items() if key else ():
             assert type(loaded[name]) is type(value) and np.array_equal(loaded[name], value)
+
+
+def test_tensors_that_share_their_data(tmp_path):
+    whole = torch.arange(8.0)
+    for name, more in {"new.pth": {"d": torch.ones(1).to(torch.uint16)}, "old.pth": {}}.items():
+        torch.save({"a": whole[:3], "b": whole[4:], "c": whole.view(2, 4).T, **more}, tmp_path / name,
+                   _use_new_zipfile_serialization=bool(more))
+        state = checkpoint.state_dict_of(checkpoint.load_checkpoint(tmp_path / name, "--resume"), tmp_path / name, "")
+        assert state["a"].tolist() == [0, 1, 2] and state["b"].tolist() == [4, 5, 6, 7] and state["c"][1, 1] == 5
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,7 +210,10 @@ HOSTILE = {
                                BROKEN),
     "hooks": (lambda: archive(pickled({"a": tensor(4, 0, (4,), (1,), hooks=[print])})), OBJECT + "__builtin__.print"),
     "bytearray": (lambda: archive(pickled({"a": Call(bytearray, 10**12)})), OBJECT + "__builtin__.bytearray"),
-    "a Counter": (lambda: archive(pickled(Counter("a"))), OBJECT + "collections.Counter"),
+    "a Counter of more": (lambda: archive(pickled({"a": Call(Counter, 10**12)})), BROKEN),
+    "a million dimensions": (lambda: archive(pickled({"a": tensor(4, 0, (2**31,) * 10**6, (0,) * 10**6)})), BROKEN),
+    "a deep tuple as key of data": (lambda: archive(DEEP_KEY[:3] + b"(X\7\0\0\0storagectorch\nFloatStorage\n)" +
+                                                    b"\x85" * 200_000 + b"X\3\0\0\0cpuK\4tQ."), BROKEN),
     "a class called": (lambda: archive(pickled({"a": Call(torch.FloatTensor, 10**12)})), OBJECT + "torch.FloatTensor"),
     "a storage called": (lambda: archive(pickled({"a": Call(torch.FloatStorage, 10**12)})), BROKEN),
     "a large array": (lambda: archive(pickled({"a": Call(np.ndarray, (10**12,))})), BROKEN),
