@@ -179,7 +179,7 @@ def left_out_weights(model, content, source):
 # What a file may hold. torch.load(weights_only=True) runs no code, but it allocates what a file claims and calls
 # constructors with arguments of the file's choice. So the pickle is gone through first, without making anything.
 
-LIMIT = 8 << 20  # bytes of a pickle, a zip's directory or a safetensors header; 30,000 tensors take less
+LIMIT = 4 << 20  # bytes of a pickle, a zip's directory or a safetensors header; 15,000 tensors take less
 
 
 class Damaged(UserError):
@@ -570,7 +570,8 @@ def args_of(content):
     stored = content.get("args")
     stored = vars(stored) if isinstance(stored, argparse.Namespace) else stored
     stored = stored if isinstance(stored, dict) else {}
-    return {key: value for key, value in stored.items() if isinstance(key, str) and is_plain(value)}
+    return {key: value for key, value in stored.items() if isinstance(key, str) and is_plain(value)
+            and not re.search("[\x00-\x1f\x7f-\x9f]", f"{key}{value}")}  # which a terminal would obey
 
 
 def stored_args(args):
@@ -663,6 +664,7 @@ def resume_training(path, model, optimizer, scaler, args, model_args, metric):
         with ddp.fail_together():
             content = load_weights(model, path, "--resume", mmap=False)
             if "optimizer" in content:
+                refuse_damaged(tensors_in(content["optimizer"]), path, "--resume")
                 refuse_malformed(content, f"--resume {path}", FORMS)
                 load_optimizer(optimizer, scaler, content, path)
         if "optimizer" in content:
@@ -688,7 +690,6 @@ def resume_training(path, model, optimizer, scaler, args, model_args, metric):
 def load_optimizer(optimizer, scaler, content, path):
     """Restore the state of optimizer and loss scaler; UserError where it doesn't fit."""
     stored, groups = content["optimizer"], optimizer.param_groups
-    refuse_damaged(tensors_in(stored), path, "--resume")
     try:
         # This run's flags override those in the checkpoint, and tell where the state belongs.
         stored = {"state": stored["state"], "param_groups": [{**own, "params": group["params"]} for group, own in

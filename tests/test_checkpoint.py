@@ -392,9 +392,11 @@ def test_malformed_checkpoints_are_refused_before_an_epoch_is_trained(tmp_path):
     itself["itself"] = itself
     for _ in range(10):
         deep = [deep, deep]
-    for harmless in ({"args": 7}, {"args": {"lr": [deep], 1: 2, "itself": itself}}, {"rng": [deep]}, {"best": 0.5},
+    for harmless in ({"args": 7}, {"args": {"resume": [deep], 1: 2, "itself": itself}}, {"rng": [deep]}, {"best": 0.5},
                      {"fingerprint": 7}, {"epoch": np.int64(3)}, {"scaler": {}}, {"scaler": SCALES}):
         assert resume(path, {**good, **harmless})[0] == 4
+    assert checkpoint.args_of({"args": {"a": [deep], 1: 2, "itself": itself, "b": "\x1b[2J", "c": ["x", 1]}}) == {
+        "c": ["x", 1]}
     groups = copy.deepcopy(good)
     groups["optimizer"]["param_groups"][0] |= {"lr": NAN, "betas": "a", "weight_decay": None, "lr_scale": NAN}
     assert resume(path, groups)[0] == 4  # this run's flags decide
