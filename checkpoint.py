@@ -694,10 +694,9 @@ def load_optimizer(optimizer, scaler, content, path):
         # This run's flags override those in the checkpoint, and tell where the state belongs.
         stored = {"state": stored["state"], "param_groups": [{**own, "params": group["params"]} for group, own in
                                                              zip(stored["param_groups"], groups, strict=True)]}
-        expected = expected_state(optimizer)
-        places = {number: p for group, own in zip(stored["param_groups"], groups)
+        places = {number: (group, p) for group, own in zip(stored["param_groups"], groups)
                   for number, p in zip(group["params"], own["params"], strict=True)}
-        stored["state"] = {number: fitting_state(values, expected, places[number])
+        stored["state"] = {number: fitting_state(values, optimizer, *places[number])
                            for number, values in stored["state"].items() if values}
         optimizer.load_state_dict(stored)
         for p, state in optimizer.state.items():
@@ -712,27 +711,25 @@ def load_optimizer(optimizer, scaler, content, path):
                         "same optimizer, or keep only the weights: torch.save({'model': ...}).") from None
 
 
-def expected_state(optimizer):
-    """Return the {name: value} that an optimizer keeps of a weight of shape (2, 2), after a step on one."""
-    group = optimizer.param_groups[0]
-    p = torch.nn.Parameter(torch.zeros(2, 2, device=group["params"][0].device))
-    p.grad = torch.zeros_like(p)
+def fitting_state(values, optimizer, group, p):
+    """Return what a checkpoint says that the optimizer keeps of the weight `p` of a parameter group.
+
+    Raises ValueError if it is not as the optimizer itself makes it in a step on a small weight of as many dimensions.
+    """
+    small = torch.nn.Parameter(torch.zeros([2] * max(p.ndim, 1), device=p.device))
+    small.grad = torch.zeros_like(small)
     other = copy.copy(optimizer)
-    other.param_groups, other.state = [{**group, "params": [p]}], defaultdict(dict)
+    other.param_groups, other.state = [{**group, "params": [small]}], defaultdict(dict)
     other.step()
-    return other.state[p]
-
-
-def fitting_state(values, expected, p):
-    """Return what an optimizer keeps of the weight `p` in a checkpoint; ValueError if it is not as `expected_state`."""
-    missing = [name for name in expected if name not in values]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing")
+    expected = other.state[small]
     for name, own in expected.items():
+        if name not in values:
+            raise ValueError(f"{name} is missing")
         value = values[name]
-        if torch.is_tensor(own) and own.ndim:
-            fits = torch.is_tensor(value) and value.is_floating_point() and (
-                value.shape == (p.shape if own.shape == (2, 2) else torch.broadcast_shapes(value.shape, p.shape)))
+        if torch.is_tensor(own) and own.ndim:  # of the weight's shape, or of length 1 in some dimensions
+            fits = torch.is_tensor(value) and value.is_floating_point() and value.shape == (
+                p.shape if own.shape == small.shape else
+                tuple(1 if length == 1 else whole for length, whole in zip(own.shape, p.shape, strict=True)))
         elif own is None:
             fits = value is None
         else:  # a number, such as the count of steps

@@ -402,6 +402,33 @@ def test_malformed_checkpoints_are_refused_before_an_epoch_is_trained(tmp_path):
     assert resume(path, groups)[0] == 4  # this run's flags decide
 
 
+@pytest.mark.parametrize("name, flags", {
+    "SGD": {"momentum": 0.9}, "Adagrad": {}, "RMSprop": {}, "NAdam": {}, "RAdam": {}, "Adamax": {}, "Adadelta": {},
+    "ASGD": {}, "Rprop": {}, "Adafactor": {}, "Adam": {"amsgrad": True}, "AdamW": {"fused": True}}.items())
+def test_optimizers_of_ones_own_go_on(tmp_path, name, flags):
+    """Any of torch.optim: a state that the optimizer made fits, and the next step is that of the uninterrupted run."""
+    def step(model, optimizer):
+        (model(torch.linspace(0, 1, 27).view(1, 3, 3, 3)).square().sum() + model.scale).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 1))
+    model.scale = torch.nn.Parameter(torch.tensor(-1.0))
+    optimizer = getattr(torch.optim, name)(model.parameters(), **flags)
+    step(model, optimizer)
+    path = tmp_path / "checkpoint-0.pth"
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    resumed = copy.deepcopy(model)
+    fresh = getattr(torch.optim, name)(resumed.parameters(), **flags)
+    checkpoint.load_optimizer(fresh, torch.amp.GradScaler("cpu", enabled=False),
+                              checkpoint.load_checkpoint(path, "--resume", mmap=False), path)
+    for _ in range(2):
+        step(model, optimizer)
+        step(resumed, fresh)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), resumed.parameters()))
+
+
 def test_auto_takes_the_one_before_a_damaged_checkpoint(images, tmp_path, capsys):
     """And the run that goes on from there is the same run; what a killed run left half written goes."""
     flags = ["--model", "MyModel", "--data_path", images, "--if_resizing", "--image_size", 64, "--epochs", 3,
