@@ -691,11 +691,14 @@ def load_optimizer(optimizer, scaler, content, path):
     """Restore the state of optimizer and loss scaler; UserError where it doesn't fit."""
     stored, groups = content["optimizer"], optimizer.param_groups
     try:
+        there, here = ([len(group["params"]) for group in each] for each in (stored["param_groups"], groups))
+        if there != here:
+            raise ValueError(f"its parameter groups have {there} parameters, and here they have {here}")
         # This run's flags override those in the checkpoint, and tell where the state belongs.
         stored = {"state": stored["state"], "param_groups": [{**own, "params": group["params"]} for group, own in
-                                                             zip(stored["param_groups"], groups, strict=True)]}
+                                                             zip(stored["param_groups"], groups)]}
         places = {number: (group, p) for group, own in zip(stored["param_groups"], groups)
-                  for number, p in zip(group["params"], own["params"], strict=True)}
+                  for number, p in zip(group["params"], own["params"])}
         stored["state"] = {number: fitting_state(values, optimizer, *places[number])
                            for number, values in stored["state"].items() if values}
         optimizer.load_state_dict(stored)
