@@ -412,12 +412,15 @@ class PickleCheck:
         raise ValueError(f"a strange call of {name}")
 
     def tensor(self, data, offset, shape, strides, item=None):
-        """Return what stands for a dense tensor, which must lie within its data and be no larger than the file."""
+        """Return what stands for a dense tensor, which must lie within its data.
+
+        One that was expanded, a number that stands for many, may be larger than the file, but not without limit.
+        """
         if data.kind != "storage" or len(shape) > 64 or not is_natural(offset, *shape, *strides):
             raise ValueError("a strange tensor")
         total, item = data.value[0], item or data.value[1]
         last = offset + sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True))
-        if math.prod(shape) * item > self.size or math.prod(shape) and (last + 1) * item > total:
+        if math.prod(shape) * item > max(self.size, 1 << 30) or math.prod(shape) and (last + 1) * item > total:
             raise UserError(f"{self.source} holds a tensor of shape {shown(shape)} that does not fit the {total} bytes "
                             "stored for it, so it is not loaded. Copy the file again or give another.")
         return Stand("tensor")
