@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-from checkpoint import load_checkpoint, state_dict_of
+from checkpoint import load_checkpoint, refuse_other_type, state_dict_of
 from log import say
 from registry import UserError
 
@@ -71,6 +71,7 @@ def load_part(own, state, source, optional=()):
         if state[name].shape != own[name].shape:
             raise UserError(f"{source}: {name} has shape {list(state[name].shape)} where the model needs "
                             f"{list(own[name].shape)}. Give weights of this size, or the model's flags that fit them.")
+        refuse_other_type(state[name], own[name], f"{source}: {name}")
         own[name].copy_(state[name])
 
 

@@ -307,7 +307,11 @@ def test_earlier_checkpoints_are_not_touched(bad, tmp_path):
     flags = ["--model", "MyModel", "--data_path", bad / "good", "--output_dir", tmp_path / "done", "--if_resizing",
              "--image_size", 64, "--num_workers", 0]
     assert run_here("train.py", *flags, "--epochs", 1).returncode == 0
+    file = tmp_path / "done" / "checkpoint-0.pth"
     done = run_here("train.py", *flags, "--epochs", 1, "--resume", "auto")
+    assert done.returncode == 0 and done.stdout.endswith(f"finished: {file} is of epoch 0 and --epochs is 1; raise "
+                                                         "--epochs to go on\n")
+    done = run_here("train.py", *flags, "--epochs", 1, "--resume", file)
     assert done.returncode == 1
     assert done.stderr.startswith("error: nothing left to train: the next epoch is 1 and --epochs is 1")
 
