@@ -44,10 +44,10 @@ STD = (0.229, 0.224, 0.225)
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading files
 
-# What a file may ask for, so that no file, however it is made, takes 2 GiB of memory. Pillow's own limits are lifted.
+# What a file may ask for, so that no file, however it is made, takes 2 GiB of memory; Pillow's own limits are lifted.
 MAX_BYTES = 2**28  # of a file; half of it for a JSON
 MAX_VALUES = 2**23  # lists, objects and their members in a JSON: some 2.8 million pairs
-MAX_PIXELS = 210_000_000  # width x height (a phone's 16384 x 12288 fits); half of it where decoding takes more memory
+MAX_PIXELS = 210_000_000  # width x height, a phone's 16384 x 12288 say; a part of it where decoding takes more memory
 # Pixels per byte of the file, and the formats that are read: a black mask comes near to it, and no photograph does.
 MAX_RATIO = {"JPEG": 600, "PNG": 9000, "BMP": 200, "GIF": 3000, "TIFF": 300_000, "WEBP": 100_000}
 Image.MAX_IMAGE_PIXELS = None
@@ -148,7 +148,7 @@ def suits_opencv(path, data):
     content = data.tobytes()
     if is_png(data):
         width, height = (int.from_bytes(content[start:start + 4], "big") for start in (16, 20))
-        refuse_large(path, "PNG", height, width, len(data), heavy=content[24:25] == b"\x10")
+        refuse_large(path, "PNG", height, width, len(data), 3 if content[24:25] == b"\x10" else 1)  # 16 bits
         return b"acTL" not in content[:content.find(b"IDAT")]
     if content[:2] != b"\xff\xd8":
         return False
@@ -159,7 +159,7 @@ def suits_opencv(path, data):
         elif marker == 0xDA and len(frame) == 9:
             height, width = (int.from_bytes(frame[place:place + 2], "big") for place in (4, 6))
             several_scans = frame[0] > 0xC1 or content[start + 2:start + 3] != frame[8:]  # all coefficients are kept
-            refuse_large(path, "JPEG", height, width, len(data), heavy=several_scans or frame[8] == 4)
+            refuse_large(path, "JPEG", height, width, len(data), 1 + several_scans + (frame[8] == 4))
             return frame[8] if frame[8] == 4 else frame[8] in (1, 3)
     return False
 
@@ -309,27 +309,27 @@ def decode_with_pillow(path, data, as_mask):
     return turn(pixels, {6: 8, 8: 6}.get(orientation, orientation))  # PIL has turned it
 
 
-def open_pillow(path, data, heavy=True):
+def open_pillow(path, data, weight=2):
     """Open the bytes of a file with PIL; UserError for too many pixels (see `refuse_large`), else what PIL raises."""
     image = Image.open(io.BytesIO(data), formats=[*MAX_RATIO])
-    refuse_large(path, image.format.replace("MPO", "JPEG"), image.height, image.width, len(data), heavy)
+    weight = 4 if image.format == "WEBP" else weight
+    refuse_large(path, image.format.replace("MPO", "JPEG"), image.height, image.width, len(data), weight)
     return image
 
 
-def refuse_large(path, kind, height, width, size, heavy):
+def refuse_large(path, kind, height, width, size, weight):
     """Raise UserError for an image of more pixels than MAX_PIXELS and MAX_RATIO allow a file of `size` bytes.
 
-    `heavy` tells that decoding takes twice the memory that an ordinary JPEG or PNG does.
+    `weight` tells how much memory decoding takes: 1 where rows are decoded one by one, as of an ordinary JPEG or PNG.
     """
-    limit = MAX_PIXELS // (1 + heavy)
+    limit = MAX_PIXELS // weight
     if width * height > limit:
         raise UserError(f"{path} is {height}x{width} pixels (height x width), above the limit of {limit // 10**6} "
-                        f"megapixels for such a {kind}: make it smaller or take it out (or raise MAX_PIXELS in data.py, "
-                        "if there is memory for it).")
+                        f"megapixels for such a {kind}: make it smaller, take it out, or raise MAX_PIXELS in data.py.")
     if width * height > MAX_RATIO[kind] * size:
         raise UserError(f"{path} has {size} bytes, too few for the {height}x{width} pixels (height x width) that it "
-                        f"declares: a {kind} holds at most {MAX_RATIO[kind]} a byte; take it out (or raise MAX_RATIO in "
-                        "data.py, if it is as it should be).")
+                        f"declares: a {kind} holds at most {MAX_RATIO[kind]} a byte; take it out, or raise MAX_RATIO "
+                        "in data.py.")
 
 
 def refuse_float(path, data):
@@ -383,7 +383,7 @@ def binary_mask(pixels):
     """Turn what `mask_pixels` gives into a mask, uint8 0/1 (H, W)."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
-    return (pixels.sum(axis=2, dtype=np.uint16) > 382 if pixels.ndim == 3 else pixels > 127).astype(np.uint8)
+    return (pixels.sum(axis=2, dtype=np.uint16) > 382 if pixels.ndim == 3 else pixels > 127).view(np.uint8)
 
 
 def dark_mask(pixels):
@@ -693,7 +693,7 @@ def read_header(path, data):
     """Return (height, width, EXIF orientation) of an image as stored; what PIL raises where the bytes look damaged."""
     if not is_complete(data):
         raise OSError("image file is truncated")
-    image = open_pillow(path, data, heavy=not suits_opencv(path, data))
+    image = open_pillow(path, data, 1 if suits_opencv(path, data) else 2)
     if image.format == "PNG":
         Image.open(io.BytesIO(data)).verify()  # its checksums
     elif image.format in ("BMP", "GIF"):
@@ -1148,13 +1148,14 @@ def near_dataset(path):
 def folder_names(names):
     """Return a list with a safe name for a folder for each of some distinct texts; no two are equal in lower case.
 
-    One without separators and unprintable characters, neither "." nor ".." nor empty, of at most 200 bytes or little
-    more.
+    One without separators and unprintable characters, neither "." nor ".." nor empty, not that of a file of a run, and
+    of 200 bytes or little more.
     """
     found = {}
     for name in names:
         name = "".join(each if each.isprintable() and each not in "/\\" else "_" for each in name)
         name = name.encode()[:200].decode(errors="ignore").strip(". ") or "test"
+        name += "_" * name.lower().endswith((".csv", ".json", ".pth", ".txt"))
         numbered = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         name = next(each for each in numbered if each.lower() not in found)
         found[name.lower()] = name

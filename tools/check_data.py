@@ -116,7 +116,7 @@ def open_checked(path, read, found):
         found.append(fault(kind, [path], str(error).removeprefix(str(path)).lstrip(": ")))
         return None
     try:
-        return pixels, open_pillow(path, data, heavy=False), data
+        return pixels, open_pillow(path, data, weight=1), data
     except Exception:  # PIL raises many types; the pixels could be read
         return pixels, None, data
 
