@@ -65,13 +65,15 @@ def bad(tmp_path_factory):
                        "wrong_kind": '[["JsonDataset", "good"]]', "no_path": '{"casia": ["good"]}',
                        "outside": '{"../casia": "good"}', "set_missing": '{"casia": "gone"}',
                        "sets": '{"casia": "good"}',
-                       "deep": 100_000 * "[", "deep_object": 100_000 * '{"a":', "digits": f'[[{5000 * "9"}, "Negative"]]',
+                       "deep": 100_000 * "[", "deep_object": 100_000 * '{"a":',
+                       "digits": f'[[{5000 * "9"}, "Negative"]]',
                        "itself": '{"a": "itself.json"}', "itself_balanced": '[["JsonDataset", "itself_balanced.json"]]',
                        "twice": '{"casia": "good", "casia": "good/set.json"}', "nan": '[[NaN, "Negative"]]',
                        "nul": '[["a\\u0000b.png", "Negative"]]', "lone_surrogate": '[["\\ud800.png", "Negative"]]',
                        "nul_set": '{"a": "go\\u0000od"}', "surrogate_set": '{"a": "\\ud800"}',
                        "far_object": 5000 * " " + '{"a": "good"}', "long_path": f'{{"a": "{5000 * "x"}"}}',
-                       "values": "[" + 9_000_000 * "1," + "1]", "image_as_mask": '[["good/Tp/p000.png", "good/Gt/gone.png"]]'}.items():
+                       "values": "[" + 9_000_000 * "1," + "1]",
+                       "image_as_mask": '[["good/Tp/p000.png", "good/Gt/gone.png"]]'}.items():
         (root / f"{name}.json").write_text(text)
     (root / "not_utf8.json").write_bytes(b'[["\xff\xfe", "Negative"]]')
 
