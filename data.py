@@ -148,8 +148,10 @@ def suits_opencv(path, data):
     content = data.tobytes()
     if is_png(data):
         width, height = (int.from_bytes(content[start:start + 4], "big") for start in (16, 20))
-        refuse_large(path, "PNG", height, width, len(data), 3 if content[24:25] == b"\x10" else 1)  # 16 bits
-        return b"acTL" not in content[:content.find(b"IDAT")]
+        header = content[:content.find(b"IDAT")]
+        has_alpha = header[25:26] in (b"\4", b"\6") or b"tRNS" in header
+        refuse_large(path, "PNG", height, width, len(data), 3 if header[24:25] == b"\x10" else 1 + has_alpha)
+        return b"acTL" not in header
     if content[:2] != b"\xff\xd8":
         return False
     frame = b""  # its marker, length, precision, height, width, number of components
@@ -277,6 +279,7 @@ def decode(path, data, as_mask=False, on_damage=say_damage):
         if is_png(data) and not complete:
             raise OSError("image file is truncated")
         if image is None or suited == 4 or words and not is_png(data):  # only PIL tells whether decoding broke off
+            image = None  # frees its memory
             image, more = hear_decoder(decode_with_pillow, path, data, as_mask)
             words = "; ".join(filter(None, (words, more)))
     except UserError:
@@ -305,7 +308,7 @@ def decode_with_pillow(path, data, as_mask):
         pixels = np.asarray(image).astype(np.uint16)
         pixels = pixels if as_mask else np.dstack([(pixels >> 8).astype(np.uint8)] * 3)
     else:
-        pixels = np.asarray(image.convert("RGB"))
+        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which would be a copy
     return turn(pixels, {6: 8, 8: 6}.get(orientation, orientation))  # PIL has turned it
 
 
