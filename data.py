@@ -11,22 +11,24 @@ import functools
 import hashlib
 import inspect
 import io
+import itertools
 import json
 import os
 import pickle
 import re
+import stat
 import tempfile
 import threading
 import traceback
 import warnings
-import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate, get_worker_info
 
 import log
@@ -42,20 +44,37 @@ STD = (0.229, 0.224, 0.225)
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading files
 
-MAX_PIXELS = 2**30  # the limit on width x height, OpenCV's own; Pillow's are lifted, so that there is one
+# What a file may ask for, so that no file, however it is made, takes 2 GiB of memory; Pillow's own limits are lifted.
+MAX_BYTES = 2**28  # of a file; half of it for a JSON
+MAX_VALUES = 2**23  # lists, objects and their members in a JSON: some 2.8 million pairs
+MAX_PIXELS = 210_000_000  # width x height, a phone's 16384 x 12288 say; a part of it where decoding takes more memory
+# Pixels per byte of the file, and the formats that are read: a black mask comes near to it, and no photograph does.
+MAX_RATIO = {"JPEG": 600, "PNG": 9000, "BMP": 200, "GIF": 3000, "TIFF": 300_000, "WEBP": 100_000}
 Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # AI generators write long texts into PNGs
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd EXIF, which says nothing about the pixels
 
 
+def read_regular(path, limit):
+    """Return the bytes of a file as a uint8 array; OSError or ValueError (no possible path) where that can't be done.
+
+    So it is for more than `limit` bytes, and for what is no regular file: reading a pipe would never end.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("no regular file")
+    if status.st_size > limit:
+        raise OSError(f"its {status.st_size} bytes are above the limit of {limit}, which MAX_BYTES in data.py sets")
+    return np.fromfile(path, np.uint8, status.st_size)
+
+
 def read_bytes(path):
-    """Return the bytes of a file as a uint8 array; UserError for a missing, unreadable or empty file."""
+    """Return the bytes of a file as a uint8 array; UserError for a file that is missing, unreadable, too long, empty or
+    no regular one."""
     try:
-        if not os.path.isfile(path) and os.path.exists(path):
-            raise OSError("no regular file")  # reading a pipe would never end
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}. "
+        data = read_regular(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}. "
                         "Fix the path or the file, or take it out of the dataset.") from None
     if not len(data):
         raise UserError(f"{path} is empty (0 bytes): copy it again or take it out of the dataset.")
@@ -72,22 +91,79 @@ def is_complete(data):
     if data[:2].tobytes() == b"\xff\xd8":
         if tail.rstrip(b"\0").endswith(b"\xff\xd9"):
             return True
-        content, position = data.tobytes(), 2
-        while position + 4 <= len(content) and content[position + 1] != 0xDA:
-            length = int.from_bytes(content[position + 2:position + 4], "big")
-            position += 1 if content[position + 1] == 0xFF else 2 + length
-        return content.find(b"\xff\xd9", position) >= 0
+        content = data.tobytes()
+        *_, (marker, position) = (0, 0), *jpeg_segments(content)
+        return marker == 0xDA and content.find(b"\xff\xd9", position) >= 0
     if is_png(data) and b"IEND" not in tail:
-        content, position = data.tobytes(), 8
-        while position + 8 <= len(content) and content[position + 4:position + 8] != b"IEND":
-            position += 12 + int.from_bytes(content[position:position + 4], "big")
-        return position + 8 <= len(content)
+        return any(kind == b"IEND" for kind, *_ in png_chunks(data.tobytes()))
     return True
 
 
 def is_png(data):
     """Tell whether the bytes of a file (uint8 array) begin as a PNG does."""
-    return data[:4].tobytes() == b"\x89PNG"
+    return data[:8].tobytes() == b"\x89PNG\r\n\x1a\n"
+
+
+def png_chunks(content):
+    """Yield (kind, start, end) of the content of each chunk of a PNG (bytes), up to its end."""
+    start, kind = 16, b""
+    while start <= len(content) and kind != b"IEND":
+        kind, end = content[start - 4:start], start + int.from_bytes(content[start - 8:start - 4], "big")
+        yield kind, start, end
+        start = end + 12
+
+
+def has_bad_checksum(data):
+    """Tell whether the bytes of a file (uint8 array) are a PNG of which a chunk with pixels belies its checksum.
+
+    Decoders don't look at that of the last such chunk.
+    """
+    content = memoryview(data)
+    return is_png(data) and any(kind == b"IDAT" and zlib.crc32(content[start - 4:end]).to_bytes(4, "big")
+                                != content[end:end + 4] for kind, start, end in png_chunks(data.tobytes()))
+
+
+def jpeg_segments(content):
+    """Yield (marker, position behind it) of the segments of a JPEG (bytes) up to its first scan, as libjpeg finds
+    them."""
+    position = 2
+    while 0 <= (position := content.find(b"\xff", position)) < len(content) - 3:
+        marker, position = content[position + 1], position + 2
+        if marker == 0xFF:
+            position -= 1
+        elif marker > 1 and not 0xD0 <= marker <= 0xD8:  # the others have no content
+            yield marker, position
+            if marker in (0xD9, 0xDA):
+                return
+            position += int.from_bytes(content[position:position + 2], "big")
+
+
+def suits_opencv(path, data):
+    """Tell whether OpenCV reads the bytes of a file (uint8 array) as PIL does; UserError for too many pixels.
+
+    True for a JPEG, and for a PNG without animation, of which OpenCV gives another frame. In other formats it fills in
+    black what it can't decode, turns the image, or multiplies it by its alpha channel. CMYK it rounds otherwise: for
+    such a JPEG 4, as only what OpenCV says about it is wanted.
+    """
+    content = data.tobytes()
+    if is_png(data):
+        width, height = (int.from_bytes(content[start:start + 4], "big") for start in (16, 20))
+        header = content[:content.find(b"IDAT")]
+        has_alpha = header[25:26] in (b"\4", b"\6") or b"tRNS" in header
+        refuse_large(path, "PNG", height, width, len(data), 3 if header[24:25] == b"\x10" else 1 + has_alpha)
+        return b"acTL" not in header
+    if content[:2] != b"\xff\xd8":
+        return False
+    frame = b""  # its marker, length, precision, height, width, number of components
+    for marker, start in jpeg_segments(content):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            frame = content[start - 1:start + 8]
+        elif marker == 0xDA and len(frame) == 9:
+            height, width = (int.from_bytes(frame[place:place + 2], "big") for place in (4, 6))
+            several_scans = frame[0] > 0xC1 or content[start + 2:start + 3] != frame[8:]  # all coefficients are kept
+            refuse_large(path, "JPEG", height, width, len(data), 1 + several_scans + (frame[8] == 4))
+            return frame[8] if frame[8] == 4 else frame[8] in (1, 3)
+    return False
 
 
 def tiff_length(image):
@@ -111,7 +187,7 @@ def orientation_of(image):
 
 def orientation_in(file):
     """Return the EXIF orientation of an image file (path or stream), 1 to 8; 1 where PIL can't open it."""
-    with contextlib.suppress(Exception), Image.open(file) as image:  # PIL raises many types
+    with contextlib.suppress(Exception), Image.open(file, formats=[*MAX_RATIO]) as image:  # PIL raises many types
         return orientation_of(image)
     return 1
 
@@ -132,23 +208,10 @@ def turn(pixels, orientation):
     return np.ascontiguousarray(pixels[rows, columns])
 
 
-def needs_pillow(data):
-    """Tell whether OpenCV would read the bytes of a file (uint8 array) otherwise than Pillow does.
-
-    In a damaged TIFF it fills in black what it can't decode, it multiplies a TIFF's colours by the alpha channel, and
-    it turns a TIFF by its orientation whether asked to or not; in a truncated BMP it may fill in what is missing.
-    """
-    magic = data[:4].tobytes()
-    if magic not in (b"II*\0", b"MM\0*"):
-        return magic[:2] == b"BM" or magic[:3] == b"GIF"
-    with contextlib.suppress(Exception):  # PIL raises many types; OpenCV may read it all the same
-        return bool(Image.open(io.BytesIO(data)).format)
-    return False
-
-
-# What libjpeg says, also out of libtiff, when pixels are wrong.
+# What libjpeg and libtiff say when pixels are wrong.
 DAMAGE = re.compile("Corrupt JPEG data(?!: bad ICC)|Premature end|Invalid SOS|Inconsistent progression|"
-                    "JPEGLib: Unsupported marker")
+                    "JPEGLib: Unsupported marker|Decode: ")
+BAD_CHECKSUM = "a checksum of its pixels is wrong"
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -185,7 +248,7 @@ def hear_decoder(decoder, *args):
 
 @functools.lru_cache(maxsize=None)
 def say_damage(path, words):
-    """Print, once in a process, that a JPEG is damaged."""
+    """Print, once in a process, that a file is damaged."""
     log.say(f"warning: {path}: damaged inside, so that some of its pixels may be wrong ({words}); python "
             "tools/check_data.py finds all such files")
 
@@ -207,15 +270,18 @@ def decode(path, data, as_mask=False, on_damage=say_damage):
         UserError: truncated, too large, or nothing that can be decoded
     """
     flags = (cv2.IMREAD_UNCHANGED if as_mask else cv2.IMREAD_COLOR_RGB) | cv2.IMREAD_IGNORE_ORIENTATION
-    image, complete = None, is_complete(data)
-    if complete and not needs_pillow(data):
-        with contextlib.suppress(cv2.error):  # more pixels than OpenCV allows
+    image, words, complete = None, "", is_complete(data)
+    suited = suits_opencv(path, data)
+    if suited and complete:
+        with contextlib.suppress(cv2.error):  # sides longer than OpenCV allows
             image, words = hear_decoder(cv2.imdecode, data, flags)
     try:
         if is_png(data) and not complete:
             raise OSError("image file is truncated")
-        if image is None:
-            image, words = hear_decoder(decode_with_pillow, path, data, as_mask)
+        if image is None or suited == 4 or words and not is_png(data):  # only PIL tells whether decoding broke off
+            image = None  # frees its memory
+            image, more = hear_decoder(decode_with_pillow, path, data, as_mask)
+            words = "; ".join(filter(None, (words, more)))
     except UserError:
         raise
     except Exception as error:  # PIL raises many types; each means that this file can't be decoded
@@ -233,33 +299,54 @@ def decode(path, data, as_mask=False, on_damage=say_damage):
 
 def decode_with_pillow(path, data, as_mask):
     """Decode bytes with PIL, as `decode` does; what PIL raises, ValueError for float, UserError for too many pixels."""
-    image = Image.open(io.BytesIO(data))
-    refuse_large(path, image)
+    image = open_pillow(path, data)
     orientation = orientation_of(image) if image.format == "TIFF" else 1
     if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode}")  # `decode` asks OpenCV what they are
+        raise ValueError(f"pixels of mode {image.mode}")  # `decode` says what they are
     if image.mode.startswith("I;16"):  # PIL would clip at 255
         image.load()
         pixels = np.asarray(image).astype(np.uint16)
         pixels = pixels if as_mask else np.dstack([(pixels >> 8).astype(np.uint8)] * 3)
     else:
-        pixels = np.asarray(image.convert("RGB"))
+        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which would be a copy
     return turn(pixels, {6: 8, 8: 6}.get(orientation, orientation))  # PIL has turned it
 
 
-def refuse_large(path, image):
-    """Raise UserError for an opened PIL image of more than MAX_PIXELS."""
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{path} is {image.height}x{image.width} pixels (height x width), above the limit of "
-                        f"{MAX_PIXELS // 10**6} megapixels: make it smaller or take it out.")
+def open_pillow(path, data, weight=2):
+    """Open the bytes of a file with PIL; UserError for too many pixels (see `refuse_large`), else what PIL raises."""
+    image = Image.open(io.BytesIO(data), formats=[*MAX_RATIO])
+    weight = 4 if image.format == "WEBP" else weight
+    refuse_large(path, image.format.replace("MPO", "JPEG"), image.height, image.width, len(data), weight)
+    return image
+
+
+def refuse_large(path, kind, height, width, size, weight):
+    """Raise UserError for an image of more pixels than MAX_PIXELS and MAX_RATIO allow a file of `size` bytes.
+
+    `weight` tells how much memory decoding takes: 1 where rows are decoded one by one, as of an ordinary JPEG or PNG.
+    """
+    limit = MAX_PIXELS // weight
+    if width * height > limit:
+        raise UserError(f"{path} is {height}x{width} pixels (height x width), above the limit of {limit // 10**6} "
+                        f"megapixels for such a {kind}: make it smaller, take it out, or raise MAX_PIXELS in data.py.")
+    if width * height > MAX_RATIO[kind] * size:
+        raise UserError(f"{path} has {size} bytes, too few for the {height}x{width} pixels (height x width) that it "
+                        f"declares: a {kind} holds at most {MAX_RATIO[kind]} a byte; take it out, or raise MAX_RATIO "
+                        "in data.py.")
 
 
 def refuse_float(path, data):
-    """Raise UserError for a file whose pixels are not of 8 or 16 bits (float or 32-bit TIFF)."""
-    with contextlib.suppress(cv2.error):
-        pixels, _ = hear_decoder(cv2.imdecode, data, cv2.IMREAD_UNCHANGED)
-        if pixels is not None and pixels.dtype not in (np.uint8, np.uint16):
-            raise UserError(f"{path} holds {pixels.dtype} pixels, whose range nothing tells: save it with 8 bits.")
+    """Raise UserError for a TIFF whose pixels are no unsigned integers of up to 16 bits."""
+    bits = form = 1
+    with contextlib.suppress(Exception):  # PIL raises many types
+        file = io.BytesIO(data)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+        bits, form = tags.get(258, (1,))[0], tags.get(339, (1,))[0]
+    if form in (2, 3) or bits > 16:
+        raise UserError(f"{path} holds {('uint', 'int', 'float')[form - 1]}{bits} pixels, whose range nothing tells: "
+                        "save it with 8 bits.")
 
 
 def read_image(path, turned=False, on_damage=say_damage):
@@ -299,7 +386,7 @@ def binary_mask(pixels):
     """Turn what `mask_pixels` gives into a mask, uint8 0/1 (H, W)."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
-    return (pixels.sum(axis=2, dtype=np.uint16) > 382 if pixels.ndim == 3 else pixels > 127).astype(np.uint8)
+    return (pixels.sum(axis=2, dtype=np.uint16) > 382 if pixels.ndim == 3 else pixels > 127).view(np.uint8)
 
 
 def dark_mask(pixels):
@@ -325,7 +412,7 @@ def read_pair(image_path, mask_path):
     mask = read_mask(mask_path)
     if mask.shape == image.shape[:2]:
         return image, mask, False
-    turned = read_image(image_path, turned=True)
+    turned = turn(image, orientation_in(image_path))
     if mask.shape == turned.shape[:2]:
         return turned, mask, True
     raise UserError(f"{image_path} is {image.shape[0]}x{image.shape[1]} pixels (height x width) but its mask "
@@ -458,10 +545,23 @@ def counting_numbers(names):
 
 
 def read_json(path):
-    """Return the content of a JSON file (UTF-8, UTF-16 or UTF-32), a list or an object; UserError for anything else."""
+    """Return the content of a JSON file (UTF-8, UTF-16 or UTF-32), a list or an object; UserError for anything else.
+
+    So it is for a name that an object holds twice, and for what would take too much memory.
+    """
+    def refuse_twice(pairs):
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise UserError(f"{path} names {twice!r} twice in one object, of which only one would count: give each a "
+                            "name of its own.")
+        return content
+
     try:
-        data = Path(path).read_bytes()
-        content = json.loads(data)
+        data = read_regular(path, MAX_BYTES // 2).tobytes()
+        if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
+            raise OSError(f"more than {MAX_VALUES} values, the limit that MAX_VALUES in data.py sets")
+        content = json.loads(data, object_pairs_hook=refuse_twice)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             raise UserError(f"{path} holds several JSON values, one per line perhaps, and not one JSON list: put [ and "
@@ -471,7 +571,9 @@ def read_json(path):
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not encoded as UTF-8 (byte {error.start}: {error.object[error.start]:#04x}): save "
                         "it as UTF-8, or write it with ASCII escapes, as Python's json.dump does.") from None
-    except OSError as error:
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply for a dataset. {JSON_FORMS}") from None
+    except (OSError, ValueError) as error:  # the latter of a number of thousands of digits
         raise UserError(f"{path} can't be read: {error}.") from None
     if not content or not isinstance(content, (list, dict)):
         raise UserError(f"{path} is {'empty' if content in ([], {}) else 'no list and no object'}. {JSON_FORMS}")
@@ -484,6 +586,8 @@ def read_pairs(path, of_sets):
         raise UserError(f"{path}: item {position} is {json.dumps(content[position])[:80]}, not {what}. {JSON_FORMS}")
 
     content = read_json(path)
+    if isinstance(content, dict):
+        raise UserError(f"{path} is an object, not a list. {JSON_FORMS}")
     for position, item in enumerate(content):
         if not (isinstance(item, list) and len(item) == 2
                 and isinstance(item[0], str) and isinstance(item[1], str) and item[0] and item[1]):
@@ -512,15 +616,15 @@ def dataset_kind(path):
     says which of these it nearly was.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         have = [name for name in ("Tp", "Gt") if (path / name).is_dir()]
         if len(have) == 1:
             raise UserError(f"{path} has {have[0]}/ but no {'Gt' if have == ['Tp'] else 'Tp'}/: "
                             "a dataset folder needs both, images in Tp/ and masks in Gt/.")
         return "ManiDataset" if have else "FolderDataset"
-    if not path.exists():
+    if not exists(path):
         raise UserError(f"{path}: no such file or folder. Give a folder with Tp/ and Gt/, or a JSON file.")
-    if path.suffix.lower() != ".json":
+    if path.suffix.lower() != ".json" or not path.is_file():  # reading a pipe would never end
         raise UserError(f"{path} is neither a folder nor a .json file. Give a folder with Tp/ and Gt/, or a JSON file.")
     try:
         with open(path, "rb") as file:
@@ -579,19 +683,20 @@ def scan_file(path, is_mask):
         raise
     except Exception:  # PIL raises many types; what can be decoded is accepted all the same
         height, width = decode(path, data).shape[:2]
+        if has_bad_checksum(data):
+            say_damage(path, BAD_CHECKSUM)
         orientation = orientation_in(io.BytesIO(data))
-    stat = os.stat(path)
+    status = os.stat(path)
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     corner = first_corner(read_mask(path, data)) if is_mask else -1
-    return np.array((stat.st_size, stat.st_mtime_ns, digest, height, width, orientation, corner), SCAN_DTYPE)
+    return np.array((status.st_size, status.st_mtime_ns, digest, height, width, orientation, corner), SCAN_DTYPE)
 
 
 def read_header(path, data):
     """Return (height, width, EXIF orientation) of an image as stored; what PIL raises where the bytes look damaged."""
     if not is_complete(data):
         raise OSError("image file is truncated")
-    image = Image.open(io.BytesIO(data))
-    refuse_large(path, image)
+    image = open_pillow(path, data, 1 if suits_opencv(path, data) else 2)
     if image.format == "PNG":
         Image.open(io.BytesIO(data)).verify()  # its checksums
     elif image.format in ("BMP", "GIF"):
@@ -609,6 +714,18 @@ def first_corner(mask):
     return int(np.maximum(rows, mask[rows].argmax(axis=1)).min()) + 1 if len(rows) else 0
 
 
+def read_cache(cache):
+    """Return (names, SCAN_DTYPE rows) of a file that `scan` has written; none where it isn't there or broken."""
+    with contextlib.suppress(Exception):  # a broken one raises many types
+        if os.path.isfile(cache):  # reading a pipe would never end
+            with np.load(cache) as stored:
+                if all(info.compress_type == 0 for info in stored.zip.infolist()):  # what is packed may unpack for ever
+                    names, rows = stored["files"].tobytes(), stored["rows"]
+                    if rows.dtype == SCAN_DTYPE and rows.shape == (names.count(b"\0") + 1,):
+                        return names, rows
+    return b"", np.zeros(0, SCAN_DTYPE)
+
+
 def scan(path, images, masks, progress=True):
     """Return two arrays of SCAN_DTYPE rows, for the images and for the masks of the dataset at `path`.
 
@@ -618,20 +735,16 @@ def scan(path, images, masks, progress=True):
     path, files = Path(path), [*images, *masks]
     cache = path / ".scan.npz" if path.is_dir() else path.with_name(f".{path.name}.scan.npz")
     rows, listing = np.zeros(len(files), SCAN_DTYPE), os.fsencode("\0".join(files))
+    known_listing, known = read_cache(cache)
+    if known_listing == listing:
+        rows = known
+    else:
+        places = {name: i for i, name in enumerate(known_listing.split(b"\0"))} if len(known) else {}
+        for i, name in enumerate(listing.split(b"\0")):
+            if name in places:
+                rows[i] = known[places[name]]
     try:
-        with np.load(cache) as stored:
-            known_listing, known = stored["files"].tobytes(), stored["rows"]
-        if known.dtype == SCAN_DTYPE and known_listing == listing:
-            rows = known
-        elif known.dtype == SCAN_DTYPE:
-            places = {name: i for i, name in enumerate(known_listing.split(b"\0"))}
-            for i, name in enumerate(listing.split(b"\0")):
-                if name in places:
-                    rows[i] = known[places[name]]
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):  # none, or none that can be read
-        rows = np.zeros(len(files), SCAN_DTYPE)
-    try:
-        now = np.fromiter(((stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)), "2i8", len(files))
+        now = np.fromiter(((status.st_size, status.st_mtime_ns) for status in map(os.stat, files)), "2i8", len(files))
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}. Fix the file or take it out of the dataset.") from None
     is_mask = np.arange(len(files)) >= len(images)
@@ -765,7 +878,7 @@ class ImageDataset(Dataset):
         check_sizes([images[i] for i in with_mask], [masks[i] for i in with_mask], image_rows[with_mask], mask_rows)
 
         def lines(paths, rows):
-            return [f"{os.path.basename(path)} {size} {digest.decode()}" for path, size, digest in
+            return [f"{os.path.basename(path)} {size} {digest.decode(errors='replace')}" for path, size, digest in
                     zip(paths, rows["size"].tolist(), rows["digest"].tolist())]
 
         pairs = lines(images, image_rows)
@@ -931,7 +1044,7 @@ class FolderDataset(ImageDataset):
         return images, images, [""] * len(images)
 
     def describe_labels(self):
-        oriented = sum(orientation_in(os.fsdecode(path)) > 1 for path in self.images)
+        oriented = sum(orientation_in(os.fsdecode(path)) > 1 for path in self.images if os.path.isfile(path))
         return f"{counted(len(self), 'image')}, unlabelled" + (
             f", {oriented} of them with an EXIF orientation, which is not applied: masks are as stored" if oriented
             else "")
@@ -1039,6 +1152,23 @@ def near_dataset(path):
     return f" (rename {' and '.join(wrong_case)} to Tp and Gt?)" if wrong_case else ""
 
 
+def folder_names(names):
+    """Return a list with a safe name for a folder for each of some distinct texts; no two are equal in lower case.
+
+    One without separators and unprintable characters, neither "." nor ".." nor empty, not that of a file of a run, and
+    of 200 bytes or little more.
+    """
+    found = {}
+    for name in names:
+        name = "".join(each if each.isprintable() and each not in "/\\" else "_" for each in name)
+        name = name.encode()[:200].decode(errors="ignore").strip(". ") or "test"
+        name += "_" * name.lower().endswith((".csv", ".json", ".pth", ".txt"))
+        numbered = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        name = next(each for each in numbered if each.lower() not in found)
+        found[name.lower()] = name
+    return [*found.values()]
+
+
 def open_sets(path, flag, **options):
     """Open one dataset, to be named after its file or folder, or a JSON object of several; return {name: dataset}."""
     try:
@@ -1047,9 +1177,10 @@ def open_sets(path, flag, **options):
         raise UserError(f"{flag}: {error}") from None
     if members is None:
         full = Path(path).resolve()
-        return {log.as_text(full.name if full.is_dir() else full.stem) or "test": open_dataset(path, flag, **options)}
-    return {log.as_text(name): open_dataset(resolve_path(path, member), f"{flag} {path}, set {name!r}", **options)
-            for name, member in members.items()}
+        name, = folder_names([full.name if full.is_dir() else full.stem])
+        return {name: open_dataset(path, flag, **options)}
+    return {safe: open_dataset(resolve_path(path, member), f"{flag} {path}, set {name!r}", **options)
+            for safe, (name, member) in zip(folder_names(members), members.items())}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -65,6 +65,14 @@ def bad(tmp_path_factory):
                        "wrong_kind": '[["JsonDataset", "good"]]', "no_path": '{"casia": ["good"]}',
                        "outside": '{"../casia": "good"}', "set_missing": '{"casia": "gone"}',
                        "sets": '{"casia": "good"}',
+                       "deep": 100_000 * "[", "deep_object": 100_000 * '{"a":',
+                       "digits": f'[[{5000 * "9"}, "Negative"]]',
+                       "itself": '{"a": "itself.json"}', "itself_balanced": '[["JsonDataset", "itself_balanced.json"]]',
+                       "twice": '{"casia": "good", "casia": "good/set.json"}', "nan": '[[NaN, "Negative"]]',
+                       "nul": '[["a\\u0000b.png", "Negative"]]', "lone_surrogate": '[["\\ud800.png", "Negative"]]',
+                       "nul_set": '{"a": "go\\u0000od"}', "surrogate_set": '{"a": "\\ud800"}',
+                       "far_object": 5000 * " " + '{"a": "good"}', "long_path": f'{{"a": "{5000 * "x"}"}}',
+                       "values": "[" + 9_000_000 * "1," + "1]",
                        "image_as_mask": '[["good/Tp/p000.png", "good/Gt/gone.png"]]'}.items():
         (root / f"{name}.json").write_text(text)
     (root / "not_utf8.json").write_bytes(b'[["\xff\xfe", "Negative"]]')
@@ -151,15 +159,34 @@ DATA_CASES = {  # value of the data flag -> words of the message; `no_such_path`
     "{bad}/image_as_mask.json": ["image_as_mask.json", "gone.png"],
     "{bad}/mixed.json": ["mixed.json", "item 1 is", "not a dataset"],
     "{bad}/wrong_kind.json": ["wrong_kind.json", "as a JsonDataset, but it is a ManiDataset"],
+    "{bad}/deep.json": ["deep.json", "nested too deeply"],
+    "{bad}/digits.json": ["digits.json", "can't be read: Exceeds the limit (4300 digits)"],
+    "{bad}/itself_balanced.json": ["itself_balanced.json as a JsonDataset, but it is a BalancedDataset"],
+    "{bad}/nan.json": ["nan.json", "item 0 is [NaN"],
+    "{bad}/nul.json": ["nul.json names 1 file that can't be found", "a\0b.png"],
+    "{bad}/lone_surrogate.json": ["lone_surrogate.json names 1 file that can't be found"],
+    "{bad}/far_object.json": ["far_object.json is an object, not a list"],
+    "{bad}/values.json": ["values.json", "more than 8388608 values", "MAX_VALUES in data.py"],
 }
+SETS_CASES = {
+    "{bad}/deep_object.json": ["deep_object.json", "nested too deeply"],
+    "{bad}/itself.json": ["itself.json is a JSON of several sets, which can't be used here"],
+    "{bad}/twice.json": ["twice.json names 'casia' twice"],
+    "{bad}/nul_set.json": ["nul_set.json, set 'a': {bad}/go\0od: no such file or folder"],
+    "{bad}/surrogate_set.json": ["surrogate_set.json, set 'a'", "no such file or folder"],
+    "{bad}/long_path.json": ["long_path.json, set 'a'", "no such file or folder"],
+}
+DATA_CASES |= SETS_CASES
 
 
 @pytest.mark.parametrize("value", DATA_CASES)
 def test_data(bad, value):
+    path = value.format(bad=bad)
     with pytest.raises(UserError) as caught:
-        data.open_dataset(value.format(bad=bad), "--data_path",
-                          allowed=("ManiDataset", "JsonDataset", "BalancedDataset"))
-    for word in ["--data_path: ", *DATA_CASES[value]]:
+        if value in SETS_CASES:
+            data.open_sets(path, "--data_path")
+        data.open_dataset(path, "--data_path", allowed=("ManiDataset", "JsonDataset", "BalancedDataset"))
+    for word in ["--data_path", *DATA_CASES[value]]:
         assert word.format(bad=bad) in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -437,7 +437,7 @@ def test_auto_takes_the_one_before_a_damaged_checkpoint(images, tmp_path, capsys
     run("train.py", straight, *flags)
     newest = straight / "checkpoint-2.pth"
     content = newest.read_bytes()
-    leftover = resumed / ".checkpoint-2.pth.tmp"
+    leftover = resumed / ".unfinished-2"
     for form in ("empty", "cut", "weight", "optimizer", "all"):
         shutil.copytree(straight, resumed, dirs_exist_ok=True)
         newest = resumed / "checkpoint-2.pth"

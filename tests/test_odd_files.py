@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import struct
 import zlib
 
@@ -27,7 +28,7 @@ PIXELS = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (90, 120, 3)
 def encoded(kind, pixels=PIXELS, **options):
     """The bytes of an image file, by PIL."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **options)
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(file, kind, **options)
     return file.getvalue()
 
 
@@ -67,9 +68,33 @@ def damaged_tiff(compression):
     return data[:3000] + 100 * b"\xff" + data[3100:]
 
 
+def of_jpeg_size(height, width):
+    """A JPEG whose header declares another size, of a single scan."""
+    jpeg = encoded("JPEG")
+    place = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:place] + struct.pack(">HH", height, width) + jpeg[place + 4:]
+
+
+def of_rows(rows):
+    """An uncompressed TIFF whose header declares another height."""
+    tiff, entry = encoded("TIFF"), struct.pack("<HHI", 257, 4, 1)
+    place = tiff.index(entry) + 8
+    return tiff[:place] + struct.pack("<I", rows) + tiff[place + 4:]
+
+
+def bad_checksum():
+    """A PNG of one row whose pixels were changed after their checksum was taken; decoders notice nothing."""
+    pixels = b"\0" + bytes(range(90))
+    header = struct.pack(">IIBBBBB", 30, 1, 8, 2, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels, 0), 1)
+            + chunk(b"IEND", b""))
+
+
 JPEG, LONG = encoded("JPEG", quality=90), b"x" * 2_000_000
 GREY16 = np.arange(90 * 120).reshape(90, 120).astype(np.uint16) * 6
 HALF = len(JPEG) // 2
+CMYK = Image.fromarray(PIXELS).convert("CMYK")
+RGB_OF_CMYK = np.asarray(Image.open(io.BytesIO(encoded("JPEG", CMYK))).convert("RGB"))
 FILES = {  # name -> (bytes, what check finds, RGB or grey pixels or None)
     "exif.png": (with_chunk(b"eXIf", b"garbage!!"), None, PIXELS),
     "exif.webp": (encoded("WEBP", exif=b"Exif\0\0garbage!", lossless=True), None, PIXELS),
@@ -100,6 +125,20 @@ FILES = {  # name -> (bytes, what check finds, RGB or grey pixels or None)
     "int32.tif": (encoded("TIFF", GREY16.astype(np.int32)), "unreadable file", None),
     "too_large.png": (of_size(40_000), "unreadable file", None),
     "jpeg.jfif": (JPEG, None, None), "jpeg.jpe": (JPEG, None, None),
+    "cmyk.jpg": (encoded("JPEG", CMYK), None, RGB_OF_CMYK),  # OpenCV rounds otherwise than PIL
+    "animated.png": (encoded("PNG", save_all=True, default_image=True, append_images=[Image.fromarray(255 - PIXELS)]),
+                     None, PIXELS),  # OpenCV gives another frame
+    "white_mask.png": (encoded("PNG", np.full((3000, 4000), 255, np.uint8)), None, None),
+    "bits.webp": (encoded("WEBP", np.zeros((3000, 4000), np.uint8), lossless=True), None, None),
+    "declared.jpg": (of_jpeg_size(16960, 30000), "unreadable file", None),  # 2.9 GiB, if anyone asked for them
+    "declared_less.jpg": (of_jpeg_size(9000, 9000), "unreadable file", None),
+    "declared.bmp": (encoded("BMP")[:18] + struct.pack("<ii", 10_000, 10_000) + encoded("BMP")[26:], "unreadable file",
+                     None),
+    "no_checksum.png": (by_opencv(".png", GREY16)[:-4], None, GREY16 >> 8),
+    "checksum.png": (bad_checksum(), "damaged file", None),
+    "values.tif": (encoded("TIFF")[:4] + b"\xff" * 4 + encoded("TIFF")[8:], "unreadable file", None),
+    "rows.tif": (of_rows(10**7), "unreadable file", None),  # Pillow works on it for minutes
+    "photoshop.png": (b"8BPS\0\1" + bytes(60), "unreadable file", None),
 }
 
 
@@ -143,7 +182,9 @@ def test_what_is_said_about_odd_files(odd):
     assert "Corrupt JPEG data" in faults["damaged.jpg"]["text"]
     assert "float32" in faults["float.tif"]["text"] and "float32" in faults["float_grey.tif"]["text"]
     assert faults["truncated.jpg"]["text"] == "is truncated: copy it again or take it out."
-    assert "40000x40000" in faults["too_large.png"]["text"] and "1073 megapixels" in faults["too_large.png"]["text"]
+    assert "too few for the 9000x9000 pixels" in faults["declared_less.jpg"]["text"]
+    assert "16960x30000" in faults["declared.jpg"]["text"] and "MAX_PIXELS" in faults["declared.jpg"]["text"]
+    assert "40000x40000" in faults["too_large.png"]["text"] and "210 megapixels" in faults["too_large.png"]["text"]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -312,6 +353,44 @@ def test_a_folder_with_a_dot_keeps_its_name(tmp_path):
     assert names == [["14_CASIA 1.0"], ["14_CASIA 2.0"]]
 
 
+@pytest.mark.parametrize("name", ["...json", "...x", "..."])
+def test_no_set_is_named_after_the_folder_above(tmp_path, checkpoint, name):
+    """Whose log.txt and events a test would replace."""
+    make_images(tmp_path / "set", 1)
+    if name.endswith("json"):
+        (tmp_path / name).write_text('[["set/Tp/p000.png", "set/Gt/p000_gt.png"]]')
+    else:
+        os.rename(tmp_path / "set", tmp_path / name)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/log.txt").write_text("an earlier run's")
+    done = run_here("test.py", "--test_data_json", tmp_path / name, "--checkpoint_path", checkpoint, *SMALL,
+                    "--output_dir", tmp_path / "runs/out")
+    assert done.returncode == 0 and os.listdir(tmp_path / "runs") == ["log.txt", "out"], done.stderr
+    assert (tmp_path / "runs/log.txt").read_text() == "an earlier run's"
+    folder = {"...json": "test", "...x": "x", "...": "test"}[name]
+    assert os.path.exists(tmp_path / "runs/out" / folder / "log.txt")
+
+
+def test_masks_stay_in_the_output_folder(tmp_path, checkpoint):
+    """Whatever the paths are: absolute, with "..", through links, with newlines and quotes, or no UTF-8."""
+    for folder in ("in", "in/deep", "away"):
+        make_images(tmp_path / folder, 1)
+    (tmp_path / "in/link").symlink_to(tmp_path / "away")
+    for name in ("two\nlines.png", "quo'te\".png", "日本.png", os.fsdecode(b"\xb2\xe2.png"), "=1+1.png"):
+        shutil.copy(tmp_path / "away/Tp/p000.png", tmp_path / "away" / name)
+    images = ["deep/../deep/Tp/p000.png", str(tmp_path / "away/Tp/../Tp/p000.png"), "link/Tp/p000.png",
+              "../away/Gt/p000_gt.png", *(f"../away/{name}" for name in os.listdir(tmp_path / "away") if "." in name)]
+    images = [name for name in images if not name.endswith(".json")]
+    (tmp_path / "in/all.json").write_text(json.dumps([[name, "Negative"] for name in images]))
+    before = sorted(map(str, tmp_path.rglob("*")))
+    done = run_here("save_images.py", "--test_data_path", tmp_path / "in/all.json", "--checkpoint_path", checkpoint,
+                    *SMALL, "--output_dir", tmp_path / "out", "--save_overlay", "--no_fingerprint")
+    assert done.returncode == 0, done.stderr
+    written = [path for path in map(str, tmp_path.rglob("*")) if path not in before]
+    assert all(f"{path}/".startswith(f"{tmp_path}/out/") for path in written)
+    assert sum(path.endswith(".png") for path in written) == 2 * len(images) == 18
+
+
 def test_output_inside_the_folder_of_images(tmp_path, checkpoint):
     photos = make_images(tmp_path, 3) / "Tp"
     exif = Image.Exif()
@@ -367,3 +446,74 @@ def test_pairs_by_order_whose_numbers_disagree_are_refused(tmp_path, first, seco
     else:
         with pytest.raises(UserError, match=r"img10(.png .* 002_mask|_512.png .* m001_512).png, of another number"):
             data.ManiDataset.find(str(tmp_path))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is no file, and caches
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device", "sparse"])
+def test_what_is_no_regular_file_is_never_waited_for(tmp_path, monkeypatch, kind):
+    make_images(tmp_path / "set", 2)
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+
+    def put(path):
+        path.unlink(missing_ok=True)
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            with socket.socket(socket.AF_UNIX) as opened:
+                opened.bind(str(path.relative_to(tmp_path)))
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            with open(path, "wb") as file:
+                file.truncate(2**33)
+
+    put(tmp_path / "list.json")
+    for options in ({}, {"fingerprint": False}):
+        with pytest.raises(UserError, match="list.json"):
+            data.open_sets(str(tmp_path / "list.json"), "--test_data_json", **options)
+    (tmp_path / "sets.json").write_text('{"one": "list.json"}')
+    done = run_here("tools/check_data.py", tmp_path / "sets.json", "--output", tmp_path / "report.json",
+                    "--contact_sheet", tmp_path / "sheet.png")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    put(tmp_path / "set/.scan.npz")  # a cache that isn't one is replaced
+    assert data.ManiDataset(tmp_path / "set").facts.tampered == 2
+    (tmp_path / "set/set.json").write_text('[["Tp/p000.png", "Gt/p000_gt.png"]]')
+    for name in ("Gt/p000_gt.png", "Tp/p000.png"):
+        put(tmp_path / "set" / name)
+        for options in ({}, {"fingerprint": False}):
+            with pytest.raises(UserError, match=name):
+                data.JsonDataset(tmp_path / "set/set.json", **options)[0]
+    data.FolderDataset(tmp_path / "set", fingerprint=False).describe()
+
+
+def test_a_broken_cache_is_ignored_and_replaced(tmp_path):
+    dataset = data.ManiDataset(make_images(tmp_path, 2))
+    cache, rng = tmp_path / ".scan.npz", np.random.default_rng(0)
+    good = cache.read_bytes()
+    with np.load(cache) as stored:
+        files, rows = stored["files"], stored["rows"]
+
+    def saved(save=np.savez, **arrays):
+        save(cache, **arrays)
+        return cache.read_bytes()
+
+    broken = [saved(files=files), saved(rows=rows), saved(files=files, rows=rows[:1]), saved(files=files, rows=rows[0]),
+              saved(files=files, rows=rows[None]), saved(files=files, rows=np.array([None])), b"",
+              saved(np.savez_compressed, files=np.zeros(10**7, np.uint8), rows=rows)]
+    broken += [good.replace(b"(4,)", b"(%d,)" % (10**count))[:len(good)] for count in (5, 12)]
+    for _ in range(60):
+        content = bytearray(good)
+        for place in rng.integers(len(good), size=rng.integers(1, 9)):
+            content[place] ^= 1 << rng.integers(8)
+        broken += [bytes(content), good[:rng.integers(len(good))]]
+    for content in broken:
+        cache.write_bytes(content)
+        assert data.ManiDataset(tmp_path).fingerprint == dataset.fingerprint
+    os.utime(tmp_path / "Tp/p000.png")
+    assert data.ManiDataset(tmp_path).fingerprint == dataset.fingerprint
+    assert data.read_cache(cache)[1].shape == (4,)

@@ -29,8 +29,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-from data import (binary_mask, dark_mask, dataset_kind, decode, list_images, list_masks, mask_pixels, orientation_of,
-                  pair_by_name, read_bytes, read_image, read_json, read_mask, read_pairs, read_sets, resolve_path)
+from data import (BAD_CHECKSUM, binary_mask, dark_mask, dataset_kind, decode, has_bad_checksum, list_images, list_masks,
+                  mask_pixels, open_pillow, orientation_of, pair_by_name, read_bytes, read_image, read_json, read_mask,
+                  read_pairs, read_sets, resolve_path)
 from log import Progress, say, write_file
 from registry import ROOT, Parser, UserError, counted, exit_on_user_error, positive, visible
 
@@ -100,12 +101,14 @@ def open_checked(path, read, found):
     `read` decodes as a run does: it is called as read(path, bytes, on_damage=...).
     """
     def damaged(path, words):
-        found.append(fault("damaged file", [path], f"some of its pixels may be wrong, as libjpeg says: {words}; copy "
-                           "the file again or leave it out."))
+        found.append(fault("damaged file", [path], f"some of its pixels may be wrong ({words}): copy the file again "
+                           "or leave it out."))
 
     try:
         data = read_bytes(path)
         pixels = read(path, data, on_damage=damaged)
+        if has_bad_checksum(data):
+            damaged(path, BAD_CHECKSUM)
     except UserError as error:
         size = os.path.getsize(path) if os.path.isfile(path) else None
         kind = ("missing file" if not os.path.exists(path) else "empty file" if size == 0 else
@@ -113,7 +116,7 @@ def open_checked(path, read, found):
         found.append(fault(kind, [path], str(error).removeprefix(str(path)).lstrip(": ")))
         return None
     try:
-        return pixels, Image.open(io.BytesIO(data)), data
+        return pixels, open_pillow(path, data, weight=1), data
     except Exception:  # PIL raises many types; the pixels could be read
         return pixels, None, data
 
@@ -279,16 +282,21 @@ def map_parallel(function, *columns, label, progress):
 # Which images and masks there are
 
 
-def collect_sets(path, name, group, sets, found):
-    """Add the CheckedSets of a dataset of any form to `sets`; what is wrong with the pairing goes to `found`."""
-    kind = dataset_kind(path)
+def collect_sets(path, name, group, sets, found, above=()):
+    """Add the CheckedSets of a dataset of any form to `sets`; what is wrong with the pairing goes to `found`.
+
+    `above` are the JSONs that hold it, each of which might be it.
+    """
+    kind, above = dataset_kind(path), (*above, os.path.realpath(path))
+    if above[-1] in above[:-1]:
+        raise UserError(f"{path} holds itself.")
     if kind in ("several", "BalancedDataset"):
         members = read_sets(path).items() if kind == "several" else read_pairs(path, of_sets=True)
         for title, member in members:
             title = f"{name}: {title if kind == 'several' else member}"
             member_group = group + (title,) if kind == "several" else group
             try:
-                collect_sets(resolve_path(path, member), title, member_group, sets, found)
+                collect_sets(resolve_path(path, member), title, member_group, sets, found, above)
             except UserError as error:
                 found.append(fault("unusable set", [str(path)], f"{title}: {error}"))
         return

@@ -28,8 +28,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, list_files, list_images, list_masks, pair_by_name,
-                  read_image, split_stem, stored_size)
+from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, MAX_BYTES, list_files, list_images, list_masks,
+                  pair_by_name, read_image, read_regular, split_stem, stored_size)
 from log import in_threads, make_output_dir, say, write_file
 from registry import Parser, UserError, counted, exit_on_user_error, visible
 
@@ -338,6 +338,8 @@ def drop_unequal_sizes(pairs, root, output):
 
 def header_size(path):
     """Return ((height, width), EXIF orientation) without decoding, or (None, 1) for what is no image."""
+    if not os.path.isfile(path):  # reading a pipe would never end
+        return None, 1
     try:
         if path.lower().endswith(".npz"):
             with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
@@ -454,10 +456,10 @@ def read_list(path):
         raise UserError(f"--list {path}, line {number} ({line[:100]}): {what}.")
 
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # names need not be valid text
-            text = file.read()
+        text = read_regular(path, MAX_BYTES).tobytes().decode("utf-8-sig", "surrogateescape")  # any names
     except OSError as error:
-        raise UserError(f"--list {path}: can't be read ({error.strerror}); give a text file.") from None
+        raise UserError(f"--list {path}: can't be read ({error.strerror or error}); give a text file.") from None
+    text = text.replace("\r\n", "\n")
     if "\0" in text:
         raise UserError(f"--list {path}: is no text, or text in UTF-16; save the list as UTF-8.")
     rows = []

@@ -24,7 +24,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, dataset_kind, list_files, list_images, list_masks,
-                  orientation_of, read_bytes, read_image, read_json, read_pairs, read_sets, resolve_path)
+                  open_pillow, orientation_of, read_bytes, read_image, read_json, read_pairs, read_sets, resolve_path)
 from log import in_threads, make_output_dir, replacing, say, write_file
 from registry import Parser, UserError, counted, exit_on_user_error, positive
 
@@ -60,6 +60,8 @@ def list_dataset(path, documents):
     if kind == "FolderDataset":
         return {os.path.join(path, name): IMAGE for name in list_images(path)}
     files = {}
+    if os.path.abspath(path) in documents:  # a JSON may name itself
+        return files
     content = read_sets(path) if kind == "several" else read_pairs(path, of_sets=kind == "BalancedDataset")
     documents[os.path.abspath(path)] = content
     if kind == "JsonDataset":
@@ -109,7 +111,7 @@ def save_options(image):
 def open_image(path):
     """Open an image file; one that PIL refuses and the loader reads is as if it were opened."""
     try:
-        return Image.open(io.BytesIO(read_bytes(path)))  # PIL turns some TIFFs only if it reads them from memory
+        return open_pillow(path, read_bytes(path))  # PIL turns some TIFFs only if it reads them from memory
     except UnidentifiedImageError:
         image = Image.fromarray(read_image(path))
         image.format = Image.registered_extensions()[os.path.splitext(path)[1].lower()]
