@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import metrics
 from counting import Draw, Levels, Samples
 from metrics import parse_metrics
 

@@ -7,7 +7,6 @@ import collections
 import concurrent.futures
 import contextlib
 import io
-import json
 import multiprocessing
 import os
 import random
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 from PIL import Image
 
 import data
