@@ -105,7 +105,9 @@ def main():
     about = {"checkpoint": path.name, "checkpoint_hash": file_hash(path), "args": {**vars(args), **model_args}}
     with ddp.fail_together():
         test_sets = open_images(args.test_data_path, output_dir, **dataset_options)
-    for earlier in (*output_dir.glob("pred_label_*.json"), output_dir / "scores.csv") if ddp.is_main() else ():
+    earlier_files = [file for name in ("pred_label_*.json", "scores.csv", "manifest*.json")
+                     for file in output_dir.glob(name)]
+    for earlier in earlier_files if ddp.is_main() else ():
         earlier.unlink(missing_ok=True)  # this run may not replace it: fewer processes, or no scores
 
     autocast, _ = ddp.mixed_precision(args, device)
