@@ -72,9 +72,10 @@ def compare(first, second, metrics, resamples=RESAMPLES, seed=SEED):
     rng, piece, parts = np.random.default_rng(seed), max(1, 2_000_000 // count), []
     for start in range(0, resamples, piece):
         parts.append(exchanged(rng.integers(2, size=(min(piece, resamples - start), count)).astype(np.float64)))
-    unchanged = exchanged(np.zeros((1, count)))  # the difference as the draws see it
-    for metric, (seen,), chance in zip(metrics, unchanged, map(np.concatenate, zip(*parts))):
+    whole = [result.draw(np.ones((1, count))) for result in (first, second)]
+    for metric, chance in zip(metrics, map(np.concatenate, zip(*parts))):
         a, b = (result.values[metric.name] for result in (first, second))
+        seen = metric.value(whole[0])[0] - metric.value(whole[1])[0]  # the difference as the draws see it
         differences = drawn[0][metric.name] - drawn[1][metric.name]
         differences, chance = (each[~np.isnan(each)] for each in (differences, chance))
         row = dict.fromkeys(("difference", "low", "high", "p"), float("nan"))

@@ -243,10 +243,21 @@ def below(paths):
     return [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
 
 
-def numbered(names):
-    """Return (name, how often it came before) of each name: an image may be listed twice."""
-    seen = collections.Counter()
-    return [(name, seen.update([name]) or seen[name]) for name in names]
+def matched(first, second):
+    """Return two lists of images' names in a form in which they can be compared, and the names that only one has.
+
+    Names are taken as listed, or below their common folder where that fits more of them, as of a set that has moved,
+    and with how often each came before: an image may be listed twice.
+    """
+    def numbered(names):
+        seen = collections.Counter()
+        return [(name, seen.update([name]) or seen[name]) for name in names]
+
+    views = [[numbered(view(names)) for names in (first, second)] for view in (list, below)]
+    ours, theirs = max(views, key=lambda view: len({*view[0]} & {*view[1]}))
+    alone = ([name for name, number in one if (name, number) not in other]
+             for one, other in ((ours, {*theirs}), (theirs, {*ours})))
+    return ours, theirs, *alone
 
 
 def rows_of(predictions, test_set):
@@ -256,18 +267,13 @@ def rows_of(predictions, test_set):
     if predictions.is_foreign():
         return pair_maps(path, test_set)
     rows = predictions.about["images"]
-    for view in (list, below):  # as listed; or as the set has moved
-        ours, theirs = (numbered(view(each)) for each in (names, [row["name"] for row in rows]))
-        if {*ours} == {*theirs}:
-            by_name = dict(zip(theirs, rows))
-            rows = [by_name[name] for name in ours]
-            break
-    else:
-        lacking, extra = ([name for name, _ in one if name not in {name for name, _ in other}]
-                          for one, other in ((ours, theirs), (theirs, ours)))
+    ours, theirs, lacking, extra = matched(names, [row["name"] for row in rows])
+    if lacking or extra:
         raise UserError(f"{path}: is of other images than {test_set.path}: without a map are {len(lacking)} "
                         f"({few(lacking)}), not in the set {len(extra)} ({few(extra)}); give --dataset with the set "
                         "that was predicted.")
+    by_name = dict(zip(theirs, rows))
+    rows = [by_name[name] for name in ours]
     missing = [row["file"] for row in rows if not data.exists(predictions.file(row))]
     if missing:
         raise UserError(f"{path}: {counted(len(missing), 'map')} that it names can't be found ({few(missing)}): copy "
@@ -466,8 +472,7 @@ def refuse_different(a, b):
     prints = [each.about["fingerprint"] for each in (a, b)]
     if a.is_foreign() or b.is_foreign() or NOT_COMPUTED in prints or len({*prints}) == 1:
         return  # what isn't told by fingerprints, the names in `rows_of` will
-    names = [below([row["name"] for row in each.about["images"]]) for each in (a, b)]
-    alone = [[name for name in one if name not in {*other}] for one, other in (names, names[::-1])]
+    _, _, *alone = matched(*([row["name"] for row in each.about["images"]] for each in (a, b)))
     which = "; ".join(f"only in {side}: {few(found)}" for side, found in zip("AB", alone) if found)
     raise UserError(f"compare: {a.path} and {b.path} are of different images of {a.about['set']}, fingerprints "
                     f"{' and '.join(prints)} ({which or 'the names agree, but files or masks differ'}): predict the "
