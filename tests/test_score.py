@@ -16,7 +16,7 @@ import data
 import models.mymodel
 from conftest import run_here, run_script
 from counting import Draw, Levels, Samples
-from metrics import METRICS, PixelF1, parse_metrics
+from metrics import METRICS, parse_metrics
 
 
 def csv_rows(file):
@@ -307,7 +307,8 @@ def test_maps_that_do_not_fit(images, pngs, tmp_path):
     (tmp_path / "maps" / "Tp" / "p002.png").rename(tmp_path / "maps" / "Tp" / "other.png")
     (tmp_path / "maps" / "Au" / "p009.png").unlink()
     words = refused_maps()
-    assert "2 images of" in words and "without a map (Tp/p002.png, Au/p009.png), 1 map" in words and "(Tp/other" in words
+    assert "2 images of" in words and "without a map (Tp/p002.png, Au/p009.png), 1 map without" in words
+    assert "an image (Tp/other.png)" in words
     afresh()
     colour = np.zeros((96, 128, 3), np.uint8)
     colour[..., 1] = 200
@@ -317,6 +318,8 @@ def test_maps_that_do_not_fit(images, pngs, tmp_path):
     assert "p000.png is coloured or transparent" in refused_maps()
     (tmp_path / "maps" / "Tp" / "p000.png").write_bytes(b"no image")
     assert "p000.png is broken" in refused_maps()
+    rewrite(pngs / "pred", tmp_path / "maps", lambda pixels: (pixels > 127).astype(np.uint8))
+    assert "as if they held 0 and 1 instead of 0 and 255" in refused_maps()
     afresh()
     assert "no saved score, which the metric 'image-level AUC' needs: give --score_from" in refused_maps("--metrics",
                                                                                                      "ImageAUC")

@@ -12,10 +12,11 @@ or a folder of PNGs, paired with the images of --dataset by name. --where takes 
 as .json, .md and .tex; `compare` writes compare.csv, .json and .md; `table`, of runs with a results.json, results.md
 and results.tex with the best in bold and the second underlined.
 
-Float maps score exactly as the run that saved them. A grey PNG's k is the score k/255, or k/65535 with 16 bits. Rounding
+Float maps score exactly as the run that saved them. A grey PNG's k is the score k/255, k/65535 with 16 bits. Rounding
 to 8 bits moves a score by at most 1/510: F1 and what else has a threshold move only by the pixels that near to it, AUC
 and AP only by pairs of pixels that near to each other, and any metric that rises with each right pixel's score lies
-between its values for the map made 1/510 better and 1/510 worse everywhere.
+between its values for the map made 1/510 better and 1/510 worse everywhere. What rests on the equal error rate may
+jump.
 """
 import argparse
 import collections
@@ -84,8 +85,8 @@ def get_args():
                             help="manifest.json, folder above such, or folder of PNGs; after `compare` two of them, "
                                  "after `table` folders with results.json")
     parser.add_argument("--metrics", nargs="+", default=None, metavar="NAME",
-                        help="PixelF1, ImageAUC, PixelF1:imdlbenco, ..., all, pixel or image, as in test.py; to `table` "
-                             "also as a column is called (default: PixelF1 PixelIOU; of `table`, all)")
+                        help="PixelF1, ImageAUC, PixelF1:imdlbenco, ..., all, pixel or image, as in test.py; of "
+                             "`table` also a column's name (default: PixelF1 PixelIOU; of `table`, all)")
     if form != "table":
         parser.add_argument("--dataset", default=None,
                             help="the set that the predictions are of, or a JSON object {name: path} of several "
@@ -184,7 +185,9 @@ def read_manifest(path):
     """Return the content of a manifest; UserError where it is none."""
     about = data.read_json(path)
     needed = {"set", "checkpoint", "dataset", "fingerprint", "size", "image_size", "if_padding", "images"}
-    if not isinstance(about, dict) or not needed <= {*about} or not isinstance(about["images"], list):
+    keys = {"name", "label", "score", "file", "height", "width"}
+    if (not isinstance(about, dict) or not needed <= {*about} or not isinstance(about["images"], list)
+            or not all(isinstance(row, dict) and keys <= {*row} for row in about["images"])):
         raise UserError(f"{path} is no manifest of saved predictions: give one that test.py --save_predictions or "
                         "save_images.py wrote.")
     return about
@@ -330,7 +333,7 @@ def read_map(path):
 
 def score_image(index, row, predictions, test_set, wanted, conditions, at_network):
     """Return what `score` keeps of one image: None where it isn't selected, a text where its map doesn't fit, else its
-    row of `read_table`, name and sorted keys."""
+    row of `read_table`, name, sorted keys and highest score (1 where no map is needed)."""
     name, mask_path = (os.fsdecode(each[index]) for each in (test_set.names, test_set.masks))
     if mask_path:
         mask = data.read_mask(mask_path)
@@ -341,9 +344,10 @@ def score_image(index, row, predictions, test_set, wanted, conditions, at_networ
         mask = np.zeros((facts["height"], facts["width"]), np.uint8)
     if not all(each.holds(name, mask) for each in conditions):
         return None
-    label, pixels = float(mask.any()), None
+    label, pixels, highest = float(mask.any()), None, 1
     if any("pred_mask" in metric.keys() for metric in wanted):
         values, whole = read_map(predictions.file(row)), mask
+        highest = values.max()
         if predictions.about["size"] == "network":
             sample = test_set.finish(mask, {"mask": mask}, {})
             height, width = sample["shape"].tolist()
@@ -356,7 +360,7 @@ def score_image(index, row, predictions, test_set, wanted, conditions, at_networ
     score = None if row["score"] is None else torch.tensor([row["score"]], dtype=torch.float64)
     table, ready = tabulate(score, torch.tensor([label], dtype=torch.float64), pixels, wanted)
     columns = read_table(table, ready, wanted, [name], str(predictions.path))
-    return columns, name, pixels.keys if needs_levels(wanted) else ()
+    return columns, name, pixels.keys if needs_levels(wanted) else (), highest
 
 
 def size_of(several, asked):
@@ -377,7 +381,7 @@ def score(predictions, test_set, wanted, args, eval_size):
     if needing and unscored:
         raise UserError(f"{predictions.path}: {unscored} of {counted(len(rows), 'image')} have no saved score, which "
                         f"the metric '{needing[0]}' needs: give --score_from max, or take it off the list.")
-    records, levels, misfits = [], Levels() if needs_levels(wanted) else None, []
+    records, levels, misfits, highest = [], Levels() if needs_levels(wanted) else None, [], 0
     job = functools.partial(score_image, predictions=predictions, test_set=test_set, wanted=wanted,
                             conditions=args.where, at_network=eval_size == "network")
     with (concurrent.futures.ThreadPoolExecutor(usable_cpus()) as pool,
@@ -392,13 +396,17 @@ def score(predictions, test_set, wanted, args, eval_size):
             if isinstance(found, str):
                 misfits.append(found)
             elif found:
-                columns, name, keys = found
+                columns, name, keys, own = found
+                highest = max(highest, own)
                 if levels:
                     levels.add(keys)
                 records.append((np.array([len(records)]), columns, [name]))
     if misfits:
         raise UserError(f"{predictions.path}: {counted(len(misfits), 'map')} of another size than wanted here "
                         f"({few(misfits)}, height x width): save maps at the images' own size.")
+    if predictions.is_foreign() and records and 0 < highest < 1.5 / 255:
+        raise UserError(f"{predictions.path}: no map holds a score above 1/255, as if they held 0 and 1 instead of 0 "
+                        "and 255: save them with 255, or 65535 with 16 bits, for the score 1.")
     if not records:
         raise UserError(f"--where {words_of(args.where)}: selects none of the {counted(len(rows), 'image')} of "
                         f"{place}; loosen it.")
