@@ -150,6 +150,14 @@ class Predictions(NamedTuple):
         """Tell whether another program wrote the maps, without a manifest."""
         return "images" not in self.about
 
+    def is_unlabelled(self):
+        """Tell whether the maps were saved of images without masks."""
+        return not self.is_foreign() and any(row["label"] is None for row in self.about["images"])
+
+    def fingerprint(self):
+        """Return that of the labelled dataset, or NOT_COMPUTED."""
+        return NOT_COMPUTED if self.is_unlabelled() else self.about["fingerprint"]
+
 
 def find_predictions(given, args):
     """Return the Predictions that one word of the command line means."""
@@ -215,13 +223,12 @@ def open_set_of(predictions, args):
     path, about = predictions.path, predictions.about
     dataset, flag = about["dataset"], "--dataset"
     if not predictions.is_foreign():
-        unlabelled = any(row["label"] is None for row in about["images"])
         if args.dataset:
             members = members_of(args.dataset)
             dataset = members.get(about["set"]) or (len(members) == 1 and args.dataset)
             if not dataset:
                 raise UserError(f"--dataset {args.dataset}: has no set {about['set']!r}, which {path} is of; name it.")
-        elif unlabelled:
+        elif predictions.is_unlabelled():
             raise UserError(f"{path}: is of images without masks, which can't be scored: give --dataset with a set of "
                             "the same images and their masks.")
         elif not os.path.exists(dataset):
@@ -230,8 +237,8 @@ def open_set_of(predictions, args):
             flag = str(path)
     options = {"image_size": about["image_size"], "padding": about["if_padding"]} if "image_size" in about else {}
     test_set = open_set(dataset, flag, fingerprint=not args.no_fingerprint, progress=not args.no_progress, **options)
-    theirs, ours = about["fingerprint"], test_set.fingerprint
-    if predictions.is_foreign() or unlabelled or NOT_COMPUTED in (theirs, ours):
+    theirs, ours = predictions.fingerprint(), test_set.fingerprint
+    if NOT_COMPUTED in (theirs, ours):
         say(f"note: {path}: paired with the images of {dataset} by name, without a fingerprint of both")
     elif theirs != ours:
         raise UserError(f"{path}: is of a dataset with the fingerprint {theirs}, but that of {dataset} is {ours}: its "
@@ -402,8 +409,9 @@ def score(predictions, test_set, wanted, args, eval_size):
                     levels.add(keys)
                 records.append((np.array([len(records)]), columns, [name]))
     if misfits:
+        own = predictions.about["size"] == "original"
         raise UserError(f"{predictions.path}: {counted(len(misfits), 'map')} of another size than wanted here "
-                        f"({few(misfits)}, height x width): save maps at the images' own size.")
+                        f"({few(misfits)}, height x width): save the maps again{' as large as the images' * own}.")
     if predictions.is_foreign() and records and 0 < highest < 1.5 / 255:
         raise UserError(f"{predictions.path}: no map holds a score above 1/255, as if they held 0 and 1 instead of 0 "
                         "and 255: save them with 255, or 65535 with 16 bits, for the score 1.")
@@ -456,16 +464,17 @@ def run_score(args, output_dir):
 # Comparison of two models
 
 
-def pairs_of(first, second, given):
+def pairs_of(first, second, args):
     """Return [(A, B)] of two lists of Predictions, matched by the set's name; UserError where that can't be done."""
+    given = args.paths
     for side, word in zip((first, second), given):
         names = [each.about["set"] for each in side]
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"compare: {word} holds the predictions of several checkpoints on {name}: give the "
                                 "folder of one of them.")
-    if len(first) == len(second) == 1 and any(each.is_foreign() for each in (*first, *second)):
-        return [(first[0], second[0])]  # the set that --dataset names may be called otherwise in a manifest
+    if len(first) == len(second) == 1 and args.dataset:
+        return [(first[0], second[0])]  # of that set, whatever a manifest calls it
     by_name = {each.about["set"]: each for each in second}
     pairs = [(each, by_name[each.about["set"]]) for each in first if each.about["set"] in by_name]
     if not pairs:
@@ -477,8 +486,8 @@ def pairs_of(first, second, given):
 
 def refuse_different(a, b):
     """Raise UserError where two manifests of one set are of different images; says which."""
-    prints = [each.about["fingerprint"] for each in (a, b)]
-    if a.is_foreign() or b.is_foreign() or NOT_COMPUTED in prints or len({*prints}) == 1:
+    prints = [each.fingerprint() for each in (a, b)]
+    if NOT_COMPUTED in prints or prints[0] == prints[1]:
         return  # what isn't told by fingerprints, the names in `rows_of` will
     _, _, *alone = matched(*([row["name"] for row in each.about["images"]] for each in (a, b)))
     which = "; ".join(f"only in {side}: {few(found)}" for side, found in zip("AB", alone) if found)
@@ -491,7 +500,7 @@ def run_compare(args, output_dir):
     """Compare two models' predictions; print and write a table per set."""
     wanted, rows = chosen_metrics(args), []
     sides = [find_predictions(given, args) for given in args.paths]
-    pairs = pairs_of(*sides, args.paths)
+    pairs = pairs_of(*sides, args)
     left_out = {each.about["set"] for side in sides for each in side} - {each.about["set"] for pair in pairs
                                                                          for each in pair}
     if left_out:
