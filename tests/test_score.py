@@ -369,7 +369,8 @@ def test_wrong_predictions(images, saved, pngs, tmp_path):
     assert "are of different images of set" in words and "only in A: Tp/p000.png; only in B: Tp/new.png" in words
     side.write_text(json.dumps({**about, "set": "else"}))
     assert "have no set in common" in refused("compare", saved["padding"], side, *out)
-    assert "several checkpoints on" not in words
+    side.with_name("manifest_other.json").write_text(json.dumps({**about, "set": "else", "checkpoint": "other.pth"}))
+    assert "several checkpoints on else" in refused("compare", saved["padding"], side.parent, *out)
 
     # Of unlabelled images
     for row in about["images"]:
