@@ -150,11 +150,12 @@ def either(formula):
 def scores_from(rule, samples):
     """Return one score per image, pooled from its map by one of SCORES_FROM: (B,)."""
     def pool(score, _):
+        score = score.ravel()  # a mean depends on the order of the sum, and so on padding beside the pixels
         if rule == "max":
             return score.max()
         if rule == "top1%":
             count = -(-score.size // 100)
-            score = np.partition(score.ravel(), score.size - count)[-count:]
+            score = np.partition(score, score.size - count)[-count:]
         return score.mean(dtype=np.float64)
     return samples.each(pool)
 

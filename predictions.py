@@ -17,7 +17,7 @@ import torch
 
 import ddp
 from evaluate import label_scores
-from log import write_file
+from log import remove_file, write_file
 
 
 def versions():
@@ -58,7 +58,11 @@ class Saver:
 
     def __init__(self, folder, test_set, form):
         self.folder, self.test_set, self.form, self.rows = folder, test_set, form, []
-        self.files = output_names(list(map(os.fsdecode, test_set.images)))[0]
+        files = output_names(list(map(os.fsdecode, test_set.images)))[0]
+        self.files = files if form == "8bit" else [os.path.splitext(file)[0] + ".npy" for file in files]
+        self.first = {file: i for i, file in reversed([*enumerate(self.files)])}  # an image may be listed twice
+        if ddp.is_main():
+            remove_file(folder / "manifest.json")  # of an earlier run, whose maps are replaced one by one
         self.pool, self.jobs = concurrent.futures.ThreadPoolExecutor(4), []
 
     def __call__(self, batch, output):
@@ -71,9 +75,11 @@ class Saver:
         sizes = zip(batch["shape"].tolist(), batch["original_shape"].tolist())
         for one, score, label, ((h, w), (height, width)) in zip(maps, scores, batch["label"].tolist(), sizes):
             index = ddp.rank() + ddp.world_size() * len(self.rows)  # as data.eval_loader shares them out
-            file = self.files[index] if self.form == "8bit" else os.path.splitext(self.files[index])[0] + ".npy"
+            file = self.files[index]
             self.rows.append({"name": os.fsdecode(self.test_set.names[index]), "label": label, "score": score,
                               "file": file, "height": height, "width": width})
+            if self.first[file] != index:
+                continue
             write = write_png if self.form == "8bit" else write_array
             value = to_bytes(one[:h, :w]) if self.form == "8bit" else one[:h, :w].copy()
             self.jobs.append(self.pool.submit(write, self.folder / file, value))

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from counting import Draw, Levels
-from log import csv_lines, write_file
+from log import csv_lines, format_table, say, write_file
 
 RESAMPLES, SEED = 10_000, 0
 
@@ -51,11 +51,12 @@ def compare(first, second, metrics, resamples=RESAMPLES, seed=SEED):
     """Compare two models' `Result`s on the same images, in the same order.
 
     The interval is that of the paired bootstrap, which draws the same images for both; p is that of the sign-flip test,
-    which exchanges the two models' predictions of each image at random.
+    which exchanges the two models' predictions of each image at random. What rests on `Levels` is treated as in
+    `intervals`.
 
     Returns:
         {metric's name: {"first", "second", "difference", "low", "high", "p", "decided"}}; decided means that 0 lies
-        outside of the interval, and all is NaN where the metric is undefined
+        outside of the interval and p is below 0.05, and all is NaN where the metric is undefined
     """
     count, rows = len(first.label), {}
     levels = Levels()
@@ -71,16 +72,19 @@ def compare(first, second, metrics, resamples=RESAMPLES, seed=SEED):
     rng, piece, parts = np.random.default_rng(seed), max(1, 2_000_000 // count), []
     for start in range(0, resamples, piece):
         parts.append(exchanged(rng.integers(2, size=(min(piece, resamples - start), count)).astype(np.float64)))
+    whole = [result.draw(np.ones((1, count))) for result in (first, second)]
     for metric, chance in zip(metrics, map(np.concatenate, zip(*parts))):
         a, b = (result.values[metric.name] for result in (first, second))
+        seen = metric.value(whole[0])[0] - metric.value(whole[1])[0]  # the difference as the draws see it
         differences = drawn[0][metric.name] - drawn[1][metric.name]
         differences, chance = (each[~np.isnan(each)] for each in (differences, chance))
         row = dict.fromkeys(("difference", "low", "high", "p"), float("nan"))
         if len(differences) and len(chance) and not np.isnan(a - b):
-            low, high = np.percentile(differences, [2.5, 97.5])
-            as_large = np.count_nonzero(np.abs(chance) >= abs(a - b) - 1e-12)
+            low, high = np.percentile(differences, [2.5, 97.5]) + (a - b - seen)
+            as_large = np.count_nonzero(np.abs(chance) >= abs(seen) - 1e-12)
             row = {"difference": a - b, "low": float(low), "high": float(high), "p": (1 + as_large) / (1 + len(chance))}
-        rows[metric.name] = {"first": a, "second": b, **row, "decided": bool(row["low"] > 0 or row["high"] < 0)}
+        decided = bool(row["low"] > 0 or row["high"] < 0) and row["p"] < 0.05
+        rows[metric.name] = {"first": a, "second": b, **row, "decided": decided}
     return rows
 
 
@@ -100,8 +104,18 @@ def result_rows(result, metrics, about, after=None):
 def write_results(folder, rows, run):
     """Write results.csv, results.json (the rows, and what `run` tells), results.md and results.tex."""
     write_file(folder / "results.csv", csv_lines(rows))
+    write_json(folder / "results.json", rows, run)
+    write_tables(folder, rows)
+
+
+def write_json(path, rows, run):
+    """Write what `run` tells, and rows, whose NaN become null, as "results"."""
     plain = [{key: None if value != value else value for key, value in row.items()} for row in rows]
-    write_file(folder / "results.json", json.dumps({**run, "results": plain}, indent=1) + "\n")
+    write_file(path, json.dumps({**run, "results": plain}, indent=1) + "\n")
+
+
+def write_tables(folder, rows):
+    """Write results.md and results.tex from rows of results.csv or results.json."""
     for suffix, make in (("md", markdown), ("tex", latex)):
         write_file(folder / f"results.{suffix}", make(*paper_table(rows)))
 
@@ -109,6 +123,19 @@ def write_results(folder, rows, run):
 def lower_is_better(metric):
     """Tell whether a metric, by its name, counts errors."""
     return bool(re.search(r"(?<!at \d% )FPR|EER", metric))
+
+
+def lay_out(rows):
+    """Return ({(set and attack, run and checkpoint, metric): row}, [(set and attack, run and checkpoint)] set by set,
+    metrics) of rows of results.csv or results.json."""
+    def words(row, *keys):
+        return " ".join(str(row[key]) for key in keys if row.get(key) not in (None, ""))
+
+    cells = {(words(row, "set", "attack", "strength"), words(row, "run", "checkpoint"), row["metric"]): row
+             for row in rows}
+    places, runs, metrics = (list(dict.fromkeys(key[i] for key in cells)) for i in range(3))
+    filled = {key[:2] for key in cells}
+    return cells, [(place, run) for place in places for run in runs if (place, run) in filled], metrics
 
 
 def paper_table(rows):
@@ -119,32 +146,53 @@ def paper_table(rows):
         (header, lines): lists of cells. A cell is a text, or (value, low, high, place) where place is 1 for the best
         and 2 for the second of several runs or checkpoints on the same set under the same attack
     """
-    def place_of(row):
-        return " ".join(str(row[key]) for key in ("set", "attack", "strength") if row.get(key) not in (None, ""))
-
-    def run_of(row):
-        return " ".join(str(row[key]) for key in ("run", "checkpoint") if row.get(key) not in (None, ""))
-
-    cells = {(place_of(row), run_of(row), row["metric"]): row for row in rows}
-    places, runs, metrics = (list(dict.fromkeys(key[i] for key in cells)) for i in range(3))
+    cells, lines, metrics = lay_out(rows)
 
     def cell(place, run, metric):
         row = cells.get((place, run, metric))
         if row is None or row["value"] is None or row["value"] != row["value"]:
             return "-"
-        rivals = [other["value"] for name in runs if (other := cells.get((place, name, metric)))]
+        rivals = [other["value"] for where, name in lines
+                  if where == place and (other := cells.get((place, name, metric)))]
         rivals = sorted({round(value, 4) for value in rivals if value is not None and value == value},
                         reverse=not lower_is_better(metric))
         rank = rivals.index(round(row["value"], 4)) + 1 if len(rivals) > 1 else 0
         return row["value"], row.get("low"), row.get("high"), rank
 
+    several = len({run for _, run in lines}) > 1
     if len(metrics) <= 8:
-        return ["set", *["run"] * (len(runs) > 1), *metrics], [
-            [place, *[run] * (len(runs) > 1), *(cell(place, run, metric) for metric in metrics)]
-            for place in places for run in runs if any((place, run, metric) in cells for metric in metrics)]
-    columns = [(place, run) for place in places for run in runs if any((place, run, m) in cells for m in metrics)]
-    return ["metric", *(" ".join([place] + [run] * (len(runs) > 1)) for place, run in columns)], [
-        [metric, *(cell(place, run, metric) for place, run in columns)] for metric in metrics]
+        return ["set", *["run"] * several, *metrics], [
+            [place, *[run] * several, *(cell(place, run, metric) for metric in metrics)] for place, run in lines]
+    return ["metric", *(" ".join([place] + [run] * several) for place, run in lines)], [
+        [metric, *(cell(place, run, metric) for place, run in lines)] for metric in metrics]
+
+
+def print_table(rows, folder=None):
+    """Print rows of results.csv or results.json: sets x metrics for every run or checkpoint, the other way round where
+    there are more than eight metrics.
+
+    Of several checkpoints of a `folder` the one with the best mean of the first metric over the sets is marked.
+    """
+    cells, lines, metrics = lay_out(rows)
+    values = {key: row["value"] for key, row in cells.items()}
+    means = {}
+    for checkpoint in dict.fromkeys(run for _, run in lines) if folder else ():
+        defined = [values[line + (metrics[0],)] for line in lines if line[1] == checkpoint]
+        defined = [value for value in defined if value == value]
+        if defined:
+            means[checkpoint] = sum(defined) / len(defined)
+    choose = min if lower_is_better(metrics[0]) else max
+    best = choose(means, key=means.get, default=None) if len({run for _, run in lines}) > 1 else None
+    marks = {run: run + " *" * (run == best) for _, run in lines}
+    if len(metrics) <= 8:
+        table = [[place, marks[run], *(values.get((place, run, metric)) for metric in metrics)] for place, run in lines]
+        say("\n" + format_table(["set", "checkpoint" if folder else "run", *metrics], table))
+    else:
+        say("\n" + format_table(["metric", *(f"{place} {marks[run]}" for place, run in lines)],
+                                [[metric, *(values.get((place, run, metric)) for place, run in lines)]
+                                 for metric in metrics]))
+    if best:
+        say(f"* best checkpoint by the mean {metrics[0]} over the sets: {folder / best} ({means[best]:.4f})")
 
 
 def markdown(header, lines):

@@ -105,8 +105,10 @@ def main():
     about = {"checkpoint": path.name, "checkpoint_hash": file_hash(path), "args": {**vars(args), **model_args}}
     with ddp.fail_together():
         test_sets = open_images(args.test_data_path, output_dir, **dataset_options)
-    for earlier in (*output_dir.glob("pred_label_*.json"), output_dir / "scores.csv") if ddp.is_main() else ():
-        remove_file(earlier)  # this run may not replace it: fewer processes, or no scores
+    manifests = {name: output_dir / f"manifest{f'_{name}' * (len(test_sets) > 1)}.json" for name in test_sets}
+    earlier_files = [*output_dir.glob("pred_label_*.json"), output_dir / "scores.csv", *manifests.values()]
+    for earlier in earlier_files if ddp.is_main() else ():
+        remove_file(earlier)  # this run may not replace it: fewer processes, or no scores, or it is stopped
 
     autocast, _ = ddp.mixed_precision(args, device)
     scores, rows, no_scores, clipped = {}, {}, None, False
@@ -167,9 +169,8 @@ def main():
                 job.result()
         entries = {i: entry for share in ddp.gather(entries) for i, entry in share.items()}
         if ddp.is_main():
-            write_manifest(output_dir / f"manifest{'_' * bool(folder)}{folder}.json", test_set,
-                           [entries[i] for i in sorted(entries)], set=set_name, size="original", form="8-bit PNG",
-                           **about)
+            write_manifest(manifests[set_name], test_set, [entries[i] for i in sorted(entries)], set=set_name,
+                           size="original", form="8-bit PNG", **about)
         say(f"{counted(len(test_set), 'mask')} in {output_dir / 'pred' / folder}")
         if cam:
             say(f"Grad-CAM of {args.gradcam} in {output_dir / 'gradcam' / folder}")

@@ -10,7 +10,6 @@ and metric, with a 95 % interval over the images), the same as .json, .md and .t
 dataset with a row per checkpoint and image; with --save_predictions the maps. Prints one table at the end.
 """
 import contextlib
-import math
 import sys
 
 import data
@@ -18,10 +17,10 @@ import ddp
 import metrics
 from checkpoint import checkpoint_epoch, find_checkpoints, load_weights, refuse_different, stored_args
 from evaluate import evaluate, evaluation_options
-from log import append_file, csv_lines, format_table, json_lines, open_output, remove_file, say, tensorboard
+from log import append_file, csv_lines, json_lines, open_output, remove_file, say, tensorboard, write_file
 from predictions import Saver, file_hash, versions
 from registry import build_model, exit_on_user_error, parse_args, post_function, script_parser
-from results import result_rows, write_results
+from results import print_table, result_rows, write_results
 
 
 def get_args():
@@ -88,10 +87,11 @@ def main():
                     rows += result_rows(result, metric_list, {"checkpoint": path.name, "set": name},
                                         {"fingerprint": test_set.fingerprint})
                     write_result(output_dir / name, path, result, test_set, writers[name], args.save_per_image)
-                    write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
+                    write_file(output_dir / "results.csv", csv_lines(rows))
 
     if ddp.is_main():
-        print_table(rows, [metric.name for metric in metric_list], paths[0].parent)
+        write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
+        print_table(rows, paths[0].parent)
         say(f"results, with 95 % intervals, in {output_dir / 'results.csv'}, and as .json, .md and .tex")
     ddp.cleanup()
 
@@ -109,32 +109,6 @@ def write_result(folder, path, result, test_set, writer, save_per_image):
         file = folder / "per_image.csv"
         append_file(file, csv_lines([{"checkpoint": path.name, **row} for row in result.rows()],
                                     header=not file.exists()))
-
-
-def print_table(rows, names, folder):
-    """Print sets x metrics for every checkpoint, the other way round where there are more than eight metrics; the best
-    has the highest mean of the first metric over the sets."""
-    values = {(row["set"], row["checkpoint"], row["metric"]): row["value"] for row in rows}
-    sets, checkpoints = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "checkpoint"))
-    means = {}
-    for checkpoint in checkpoints:
-        defined = [values[name, checkpoint, names[0]] for name in sets]
-        defined = [value for value in defined if not math.isnan(value)]
-        if defined:
-            means[checkpoint] = sum(defined) / len(defined)
-    best = max(means, key=means.get, default=None) if len(checkpoints) > 1 else None
-    lines = [(name, checkpoint) for name in sets for checkpoint in checkpoints]
-    marks = {checkpoint: checkpoint + " *" * (checkpoint == best) for checkpoint in checkpoints}
-    if len(names) <= 8:
-        table = [[name, marks[checkpoint], *(values[name, checkpoint, metric] for metric in names)]
-                 for name, checkpoint in lines]
-        say("\n" + format_table(["set", "checkpoint", *names], table))
-    else:
-        say("\n" + format_table(["metric", *(f"{name} {marks[checkpoint]}" for name, checkpoint in lines)],
-                                [[metric, *(values[name, checkpoint, metric] for name, checkpoint in lines)]
-                                 for metric in names]))
-    if best:
-        say(f"* best checkpoint by the mean {names[0]} over the sets: {folder / best} ({means[best]:.4f})")
 
 
 if __name__ == "__main__":

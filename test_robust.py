@@ -15,7 +15,7 @@ import ddp
 import metrics
 from checkpoint import load_chosen, stored_args
 from evaluate import evaluate, evaluation_options
-from log import format_table, json_lines, open_output, say, tensorboard, write_file
+from log import csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
 from predictions import versions
 from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
 from results import result_rows, write_results
@@ -97,9 +97,11 @@ def main():
                                                               attack.strength_unit, "strength": strength}, about)
             if ddp.is_main():
                 write_result(output_dir / place, log_dir / place, attack, results, about)
-                write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
+                write_file(output_dir / "results.csv", csv_lines(rows))
 
     say("\n" + format_table(["attack", "strength", *(metric.name for metric in metric_list)], table))
+    if ddp.is_main():
+        write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
     say(f"results, with 95 % intervals, in {output_dir / 'results.csv'}, and as .json, .md and .tex")
     ddp.cleanup()
 
