@@ -2,6 +2,7 @@
 import argparse
 import hashlib
 import math
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -26,6 +27,12 @@ def checkpoint_epoch(path):
 def list_checkpoints(folder):
     """Return the checkpoint-<n>.pth files of a folder in order of n."""
     return sorted((p for p in Path(folder).iterdir() if checkpoint_epoch(p) is not None), key=checkpoint_epoch)
+
+
+def list_resumable(folder):
+    """Return a folder's checkpoints and that inside an epoch, checkpoint-<n>-unfinished.pth; the newest is the last."""
+    matches = [(re.fullmatch(r"checkpoint-(\d+)(-unfinished)?\.pth", p.name), p) for p in Path(folder).iterdir()]
+    return [p for *_, p in sorted((int(match[1]), not match[2], p) for match, p in matches if match)]
 
 
 def find_checkpoints(path, flag):
@@ -234,15 +241,19 @@ def refuse_different(found, flag):
 def find_resume(resume, output_dir):
     """Return the checkpoint file that `--resume` means, or None to start from the beginning.
 
-    An earlier run's checkpoints in `output_dir` are neither overwritten nor mixed in: UserError.
+    An earlier run's checkpoints in `output_dir` are neither overwritten nor mixed in: UserError. Where torchrun has
+    started the processes again (--max_restarts), it is `auto`.
     """
-    earlier = list_checkpoints(output_dir) if output_dir.exists() else []  # rank 0 alone has made it
+    earlier = list_resumable(output_dir) if output_dir.exists() else []  # rank 0 alone has made it
+    if earlier and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        resume = "auto"
     if resume == "auto":
         resume = output_dir if earlier else None
         if resume is None:
             say(f"--resume auto: no checkpoint in {output_dir}, so training starts at the beginning")
     with ddp.fail_together():
-        path = find_checkpoints(resume, "--resume")[-1] if resume else None
+        found = list_resumable(resume) if resume and Path(resume).is_dir() else []
+        path = (found or find_checkpoints(resume, "--resume"))[-1] if resume else None
     refuse_different(path and path.name, f"--resume {resume}")
     if earlier and path and path.parent.resolve() == Path(output_dir).resolve():
         if path.name != earlier[-1].name:
@@ -254,17 +265,20 @@ def find_resume(resume, output_dir):
     return path
 
 
-def resume_training(path, model, optimizer, scaler, args, model_args, metric):
+def resume_training(path, model, optimizer, scaler, args, model_args, metric, order):
     """Load a checkpoint into model, optimizer and scaler, if one is given, and decide where training starts.
 
     Args:
         path: checkpoint file or None (see `find_resume`)
         args, model_args: this run's flags, which override those in the checkpoint; changes are said
         metric: name of the metric that decides which checkpoint is best
+        order: {what: value} of all that the order of the images depends on
 
     Returns:
-        (epoch, best): the first epoch to train, and {"epoch", "value", "metric", "folder"} of the best so far
+        (epoch, best, begun, row): the first epoch to train, {"epoch", "value", "metric", "folder"} of the best so far,
+        `EpochLog.state` where the checkpoint is of inside this epoch, and log.txt's row of the epoch before; or None
     """
+    begun, row = None, None
     epoch, best = args.start_epoch, {"epoch": None, "value": -math.inf, "metric": metric, "folder": args.output_dir}
     if path:
         with ddp.fail_together():
@@ -272,19 +286,34 @@ def resume_training(path, model, optimizer, scaler, args, model_args, metric):
             if "optimizer" in content:
                 load_optimizer(optimizer, scaler, content, path)
         if "optimizer" in content:
-            epoch = content["epoch"] + 1 if isinstance(content.get("epoch"), int) else epoch
+            begun, row = content.get("begun"), content.get("row")
+            epoch = content["epoch"] + (not begun) if isinstance(content.get("epoch"), int) else epoch
+            with ddp.fail_together():
+                if begun:
+                    refuse_other_order(path, epoch, content["order"], order)
             free = ("resume", "start_epoch", "output_dir", "log_dir", "num_workers", "no_progress", "world_size",
                     "local_rank", "dist_url", "dist_on_itp")  # of no consequence for the result
             note_changes(args_of(content), path.name, {key: value for key, value in {**vars(args), **model_args}.items()
                                                        if key not in free})
             best = stored_best(content, path, best)
-            say(f"resumed from {path}: epoch {epoch} comes next")
+            inside = f" after step {begun['steps']}" if begun else ""
+            say(f"resumed from {path}: epoch {epoch} {'goes on' if begun else 'comes next'}{inside}")
         else:
             say(f"weights from {path}; it holds no optimizer, so training starts at epoch {epoch}")
     if epoch >= args.epochs:
         raise UserError(f"nothing left to train: the next epoch is {epoch} and --epochs is {args.epochs}; raise "
                         "--epochs.")
-    return epoch, best
+    return epoch, best, begun, row
+
+
+def refuse_other_order(path, epoch, stored, order):
+    """Raise UserError where other images would follow a checkpoint inside an epoch than in its own run."""
+    changed = [f"{what} {stored[what]} instead of {value}" for what, value in order.items()
+               if None not in (value, stored[what]) and stored[what] != value]  # a fingerprint may not be there
+    if changed:
+        raise UserError(f"--resume {path} is of inside epoch {epoch} and had {', '.join(changed)}, so other images "
+                        "would follow: give the same flags, dataset and number of processes, or move the file away to "
+                        "go on from the checkpoint before it.")
 
 
 def load_optimizer(optimizer, scaler, content, path):

@@ -10,6 +10,10 @@ the images; scores.csv (name, label, score, PNG); pred_label_rank<r>.json and pr
 probability) if the model has pred_label; with --save_overlay overlay/ with image, mask and heat map side by side; with
 --gradcam gradcam/ with a layer's Grad-CAM over the image as PNG, and by itself as float32 .npy of the image's size.
 """
+# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
+from registry import (UserError, build_model, counted, exit_on_user_error, is_given, parse_args, post_function,
+                      script_parser)
+
 import argparse
 import collections
 import concurrent.futures
@@ -28,8 +32,6 @@ from evaluate import check_output, eval_mode, label_scores
 from gradcam import GradCam
 from log import Progress, csv_lines, open_output, say, write_file
 from metrics import PixelF1, refuse_bad_values
-from registry import (UserError, build_model, counted, exit_on_user_error, is_given, parse_args, post_function,
-                      script_parser)
 
 
 def get_args():
@@ -155,7 +157,7 @@ def main():
     args, model_args = get_args()
     if args.gradcam is None and is_given("gradcam_target"):
         raise UserError("--gradcam_target says what Grad-CAM explains: give --gradcam LAYER too.")
-    device = ddp.init(args.device)
+    device = ddp.init(args.device, args.dist_timeout)
     dataset_options = data.dataset_options(args, post_function(args.model, model_args), ddp.is_main())
     output_dir, _ = open_output(args, model_args)
     unused = [f"--{name.removeprefix('unused_')}" for name, value in vars(args).items()
@@ -163,11 +165,11 @@ def main():
     if unused:
         say(f"note: {' '.join(unused)} does nothing here: no metrics are computed, and scores are always saved")
     ddp.seed_everything(args.seed)
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         model = build_model(args.model, model_args).to(device)
         cam = GradCam(model, args.gradcam, args.gradcam_target) if args.gradcam is not None else None
     load_chosen(model, args.checkpoint_path)
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         test_sets = open_images(args.test_data_path, output_dir, **dataset_options)
     for earlier in (*output_dir.glob("pred_label_*.json"), output_dir / "scores.csv") if ddp.is_main() else ():
         earlier.unlink(missing_ok=True)  # this run may not replace it: fewer processes, or no scores

@@ -8,6 +8,9 @@ What the command line leaves out (model, its flags, size) is taken from the chec
 dataset a folder with log.txt and TensorBoard curves over the checkpoints; results.csv (one row per checkpoint, dataset
 and metric); with --save_per_image one CSV per dataset with a row per checkpoint and image. Prints one table at the end.
 """
+# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
+from registry import build_model, exit_on_user_error, parse_args, post_function, script_parser
+
 import contextlib
 import math
 
@@ -17,7 +20,6 @@ import metrics
 from checkpoint import checkpoint_epoch, find_checkpoints, load_weights, refuse_different, stored_args
 from evaluate import evaluate, evaluation_options
 from log import append_file, csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
-from registry import build_model, exit_on_user_error, parse_args, post_function, script_parser
 
 
 def get_args():
@@ -34,7 +36,7 @@ def get_args():
 
 def main():
     args, model_args = get_args()
-    device = ddp.init(args.device)
+    device = ddp.init(args.device, args.dist_timeout)
     metric_list = [
         # TODO the metrics to compute, the first one decides which checkpoint is best: PixelF1, PixelIOU, PixelAccuracy,
         # PixelAUC (each with mode="origin", "reverse" or "double"), ImageF1, ImageAUC, ImageAccuracy, or a class of
@@ -51,7 +53,7 @@ def main():
     with ddp.fail_together():
         paths = find_checkpoints(args.checkpoint_path, "--checkpoint_path")
     refuse_different([path.name for path in paths], f"--checkpoint_path {args.checkpoint_path}")
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         model = build_model(args.model, model_args).to(device)
         load_weights(model, paths[0], "--checkpoint_path")  # a wrong one must not cost an earlier run's results
         test_sets = data.open_sets(args.test_data_json, "--test_data_json", **dataset_options)

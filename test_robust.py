@@ -7,13 +7,15 @@ What the command line leaves out (model, its flags, size) is taken from the chec
 before resizing or padding. Writes to --output_dir: per attack a folder with log.txt and TensorBoard curves over the
 strength; results.csv (one row per dataset, attack, strength and metric). Prints one table at the end.
 """
+# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
+from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
+
 import data
 import ddp
 import metrics
 from checkpoint import load_chosen, stored_args
 from evaluate import evaluate, evaluation_options
 from log import csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
-from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
 
 
 def get_args():
@@ -49,7 +51,7 @@ def make_attacks(names, noise_unit, seed, convention):
 
 def main():
     args, model_args = get_args()
-    device = ddp.init(args.device)
+    device = ddp.init(args.device, args.dist_timeout)
     metric_list = [
         # TODO the metrics to compute: PixelF1, PixelIOU, PixelAccuracy, PixelAUC (each with mode="origin", "reverse" or
         # "double"), ImageF1, ImageAUC, ImageAccuracy, or a class of your own with their interface
@@ -67,10 +69,10 @@ def main():
     ddp.seed_everything(args.seed)
 
     # Data, checkpoint, model
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         model = build_model(args.model, model_args).to(device)
     path = load_chosen(model, args.checkpoint_path)
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         test_sets = data.open_sets(args.test_data_path, "--test_data_path", **dataset_options)
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())

@@ -7,6 +7,14 @@ Every image and mask is decoded. A fault would break or falsify a run and gives 
 given as separate paths, or as members of one {name: path} JSON, are also compared: an image that two of them share is
 a leak. Writes all findings to report.json and, if asked to, the images with the outlines of their masks to a PNG.
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
+from registry import ROOT, Parser, UserError, counted, exit_on_user_error, positive
+
 import collections
 import concurrent.futures
 import functools
@@ -17,22 +25,17 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 import threading
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
-
 from data import (binary_mask, dark_mask, dataset_kind, decode, list_images, list_masks, mask_pixels, orientation_of,
                   pair_by_name, read_bytes, read_image, read_json, read_mask, read_pairs, read_sets, resolve_path)
 from log import Progress, write_file
-from registry import ROOT, Parser, UserError, counted, exit_on_user_error, positive
 
 FAULT, REMARK = "fault", "remark"
 

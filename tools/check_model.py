@@ -8,28 +8,31 @@ OK: as it should be. note: allowed, but good to know. NOT OK: what was seen and 
 images are made here. The weights are random, unless the command line asks for pretrained ones, and what a model does
 with trained weights alone isn't seen.
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
+from registry import (ROOT, Parser, UserError, build_model, exit_on_user_error, hint_for, parse_args, positive,
+                      post_function, relative, without_starting_weights)
+
 import functools
 import inspect
 import math
 import os
-import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 import data
 import ddp
 from checkpoint import load_weights, save_checkpoint
 from evaluate import check_output, label_scores
-from registry import (ROOT, Parser, UserError, build_model, exit_on_user_error, hint_for, parse_args, positive,
-                      post_function, relative, without_starting_weights)
 from tools.list_models import example_samples
 
 THREE, ONE, AUTHENTIC, BLACK = (0, 1, 2), (0,), (2, 3), (4, 0)  # indices of samples, see example_samples

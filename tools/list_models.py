@@ -11,15 +11,23 @@ attention counts, element-wise operations, FFTs and what only the losses need do
 three forwards after a first, losses included. Peak memory holds weights and activations: on a GPU what torch allocates,
 on a CPU by how much the process has grown since its start (Linux only).
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
+from registry import (MODELS, POSTFUNCS, Parser, UserError, build_model, exit_on_user_error, find_model, import_failure,
+                      import_files, is_pretrained_flag, model_files, parameters, parse_args, positive, post_function,
+                      post_function_key)
+
 import inspect
 import math
 import json
 import re
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -28,14 +36,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
-
 import data
 import ddp
 from evaluate import eval_mode
-from registry import (MODELS, POSTFUNCS, Parser, UserError, build_model, exit_on_user_error, find_model, import_failure,
-                      import_files, is_pretrained_flag, model_files, parameters, parse_args, positive, post_function,
-                      post_function_key)
 
 BATCH_KEYS = ("image", "mask", "label", "edge_mask", "shape", "original_shape", "origin_shape", "name", "shape_mask")
 

@@ -10,29 +10,32 @@ Writes a list of [image, mask or "Negative"], with paths relative to the JSON wh
 --list takes the split lists of papers: one line an image, its mask (None or -1: it has none) in the second column.
 What has no partner is listed, and then nothing is written unless --skip_unpaired leaves it out.
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
+from registry import Parser, UserError, counted, exit_on_user_error, usable_cpus
+
 import collections
 import csv
 import json
 import os
 import posixpath
 import re
-import sys
 import zipfile
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 import cv2
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
-
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, list_files, list_images, list_masks, pair_by_name,
                   read_image, split_stem, stored_size)
 from log import Progress, write_file
-from registry import Parser, UserError, counted, exit_on_user_error, usable_cpus
 
 LISTED = 20  # a longer list is cut on the screen and written to a text file
 FILE_SUFFIXES = MASK_FILE_SUFFIXES | {".npz"}  # FantasticReality's masks are arrays
