@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import re
@@ -1182,6 +1183,12 @@ def raise_file_limit(num_workers):
                         "few for so many processes. Raise the limit (ulimit -n 4096), or lower --num_workers.")
 
 
+def start_worker(number):
+    """End a worker whose parent was stopped while this one was starting; torch would notice after 5 seconds."""
+    if not multiprocessing.parent_process().is_alive():
+        os._exit(1)
+
+
 def make_loader(dataset, batches, num_workers, pin_memory, persistent=False):
     """Return a DataLoader over a batch sampler; `persistent` workers outlive an epoch."""
     num_workers = min(num_workers, len(batches))
@@ -1190,7 +1197,7 @@ def make_loader(dataset, batches, num_workers, pin_memory, persistent=False):
     generator = torch.Generator().manual_seed(0)  # its own, so that loading never disturbs the run's random states
     return Loader(dataset, batch_sampler=batches, num_workers=num_workers, generator=generator,
                   collate_fn=functools.partial(collate, post_func=getattr(dataset, "post_func", None)),
-                  persistent_workers=persistent and num_workers > 0,
+                  worker_init_fn=start_worker, persistent_workers=persistent and num_workers > 0,
                   pin_memory=pin_memory and torch.cuda.is_available())
 
 

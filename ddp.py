@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from registry import UserError, launched_as, signals
+import signals
+from registry import UserError, launched_as
 
 patient = None  # the process group whose members may wait for hours
 

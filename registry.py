@@ -1,18 +1,15 @@
 """MODELS and POSTFUNCS, and the flags that follow from a model's constructor.
 
 A model is any callable under `@MODELS.register_module()` in a file or folder below models/; nothing else has to be
-edited. This is the ground floor: it imports none of the other modules. Scripts import it before all that takes seconds
-to import, as from then on SIGTERM and Ctrl-C are answered (`end_by_signal`).
+edited. This is the ground floor: of the other modules it imports only signals.py.
 """
 import argparse
 import collections.abc
-import contextlib
 import difflib
 import functools
 import importlib
 import inspect
 import math
-import multiprocessing
 import os
 import re
 import select
@@ -23,6 +20,8 @@ import traceback
 import types
 import typing
 from pathlib import Path
+
+import signals
 
 ROOT = Path(__file__).resolve().parent
 
@@ -105,51 +104,6 @@ def is_first():
         return True
 
 
-signals = types.SimpleNamespace(wait=False, asked=0)  # does the first one wait for the training; the one that waits
-
-
-def end_by_signal(number, frame=None):
-    """Handle SIGTERM, as a scheduler sends it, and Ctrl-C: end the program with one line and exit code 143 or 130.
-
-    At once, as `kill -9` would: an exception could get lost in a destructor, or have to wait for threads. Training sets
-    `signals.wait`, and the first signal is then left in `signals.asked` until the weights' step is done.
-    """
-    if multiprocessing.parent_process():  # a loader's worker; Ctrl-C reaches it too, but its parent decides
-        if number == signal.SIGTERM:
-            os._exit(128 + number)
-        return
-    if signals.wait and not signals.asked:
-        signals.asked = number
-        if hasattr(signal, "SIGCHLD"):  # by which torch would raise where a scheduler has ended the workers as well
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return
-    with contextlib.suppress(Exception):
-        for child in multiprocessing.active_children():
-            child.kill()
-        if is_first():
-            os.write(2, f"{stopped_by(number)}\n".encode())
-        sys.stdout.flush()
-    os._exit(128 + number)
-
-
-def heed_signals():
-    """Let signals end the program at once again, also one that came while they had to wait."""
-    signals.wait = False
-    if signals.asked:
-        end_by_signal(signals.asked)
-
-
-def stopped_by(number):
-    """Return the line that a program ends with after a signal."""
-    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    return f"stopped by {name}: to go on, give the same command again, for a training with --resume auto"
-
-
-if Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent in (ROOT, ROOT / "tools"):
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end_by_signal)
-
-
 def exit_on_user_error(main):
     """Call main() and return what it returns.
 
@@ -163,7 +117,7 @@ def exit_on_user_error(main):
         try:
             return main()
         finally:
-            heed_signals()
+            signals.heed()
     except UserError as error:
         message = str(error).rpartition("registry.UserError: ")[2]  # a loader's worker puts its traceback in front
         if joined_ranks() or is_first():  # before the ranks have joined, all fail in the same way
@@ -174,7 +128,7 @@ def exit_on_user_error(main):
                 traceback.print_exception(error)
             print(f"error{on_rank()}:", *message.strip().split("\n"), file=sys.stderr, flush=True)
     except KeyboardInterrupt:  # where another program than a script of ours calls main
-        print(stopped_by(signal.SIGINT), file=sys.stderr, flush=True)
+        print(signals.farewell(signal.SIGINT), file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         # what becomes of a worker torch raises wherever the main process stands

@@ -10,9 +10,7 @@ the images; scores.csv (name, label, score, PNG); pred_label_rank<r>.json and pr
 probability) if the model has pred_label; with --save_overlay overlay/ with image, mask and heat map side by side; with
 --gradcam gradcam/ with a layer's Grad-CAM over the image as PNG, and by itself as float32 .npy of the image's size.
 """
-# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
-from registry import (UserError, build_model, counted, exit_on_user_error, is_given, parse_args, post_function,
-                      script_parser)
+import signals  # first: the others take seconds
 
 import argparse
 import collections
@@ -32,6 +30,8 @@ from evaluate import check_output, eval_mode, label_scores
 from gradcam import GradCam
 from log import Progress, csv_lines, open_output, say, write_file
 from metrics import PixelF1, refuse_bad_values
+from registry import (UserError, build_model, counted, exit_on_user_error, is_given, parse_args, post_function,
+                      script_parser)
 
 
 def get_args():

@@ -8,8 +8,7 @@ What the command line leaves out (model, its flags, size) is taken from the chec
 dataset a folder with log.txt and TensorBoard curves over the checkpoints; results.csv (one row per checkpoint, dataset
 and metric); with --save_per_image one CSV per dataset with a row per checkpoint and image. Prints one table at the end.
 """
-# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
-from registry import build_model, exit_on_user_error, parse_args, post_function, script_parser
+import signals  # first: the others take seconds
 
 import contextlib
 import math
@@ -20,6 +19,7 @@ import metrics
 from checkpoint import checkpoint_epoch, find_checkpoints, load_weights, refuse_different, stored_args
 from evaluate import evaluate, evaluation_options
 from log import append_file, csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
+from registry import build_model, exit_on_user_error, parse_args, post_function, script_parser
 
 
 def get_args():

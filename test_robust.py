@@ -7,8 +7,7 @@ What the command line leaves out (model, its flags, size) is taken from the chec
 before resizing or padding. Writes to --output_dir: per attack a folder with log.txt and TensorBoard curves over the
 strength; results.csv (one row per dataset, attack, strength and metric). Prints one table at the end.
 """
-# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
-from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
+import signals  # first: the others take seconds
 
 import data
 import ddp
@@ -16,6 +15,7 @@ import metrics
 from checkpoint import load_chosen, stored_args
 from evaluate import evaluate, evaluation_options
 from log import csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
+from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
 
 
 def get_args():

@@ -10,9 +10,7 @@ per epoch) and TensorBoard events; inside an epoch, after SIGTERM, Ctrl-C and ev
 checkpoint-<epoch>-unfinished.pth. The same command runs on a CPU, on one GPU, and under torchrun on several GPUs and
 machines.
 """
-# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
-from registry import (UserError, build_model, counted, end_by_signal, exit_on_user_error, heed_signals, natural,
-                      parse_args, positive, post_function, rate, script_parser, signals, without_starting_weights)
+import signals  # first: the others take seconds
 
 import math
 
@@ -25,6 +23,8 @@ from checkpoint import (find_resume, frozen_hashes, load_checkpoint, refuse_brok
                         save_checkpoint)
 from evaluate import check_output, evaluate, evaluation_options
 from log import EpochLog, add_images, forget_rows_from, open_output, record, say, tensorboard
+from registry import (UserError, build_model, counted, exit_on_user_error, natural, parse_args, positive, post_function,
+                      rate, script_parser, without_starting_weights)
 
 
 def get_args():
@@ -301,8 +301,8 @@ def main():
                     if wish > 1:
                         say(f"saved {unfinished} after step {step + 1} of {len(batches)}")
                         ddp.cleanup()  # when it is written
-                        end_by_signal(wish)
-            heed_signals()
+                        signals.end(wish)
+            signals.heed()
 
             # Evaluate
             refuse_broken_weights(raw_model, epoch)

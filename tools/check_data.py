@@ -12,8 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
-from registry import ROOT, Parser, UserError, counted, exit_on_user_error, positive
+import signals  # first: the others take seconds
 
 import collections
 import concurrent.futures
@@ -36,6 +35,7 @@ from PIL import Image
 from data import (binary_mask, dark_mask, dataset_kind, decode, list_images, list_masks, mask_pixels, orientation_of,
                   pair_by_name, read_bytes, read_image, read_json, read_mask, read_pairs, read_sets, resolve_path)
 from log import Progress, write_file
+from registry import ROOT, Parser, UserError, counted, exit_on_user_error, positive
 
 FAULT, REMARK = "fault", "remark"
 

@@ -13,9 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
-from registry import (ROOT, Parser, UserError, build_model, exit_on_user_error, hint_for, parse_args, positive,
-                      post_function, relative, without_starting_weights)
+import signals  # first: the others take seconds
 
 import functools
 import inspect
@@ -33,6 +31,8 @@ import data
 import ddp
 from checkpoint import load_weights, save_checkpoint
 from evaluate import check_output, label_scores
+from registry import (ROOT, Parser, UserError, build_model, exit_on_user_error, hint_for, parse_args, positive,
+                      post_function, relative, without_starting_weights)
 from tools.list_models import example_samples
 
 THREE, ONE, AUTHENTIC, BLACK = (0, 1, 2), (0,), (2, 3), (4, 0)  # indices of samples, see example_samples

@@ -16,10 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
-from registry import (MODELS, POSTFUNCS, Parser, UserError, build_model, exit_on_user_error, find_model, import_failure,
-                      import_files, is_pretrained_flag, model_files, parameters, parse_args, positive, post_function,
-                      post_function_key)
+import signals  # first: the others take seconds
 
 import inspect
 import math
@@ -39,6 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import ddp
 from evaluate import eval_mode
+from registry import (MODELS, POSTFUNCS, Parser, UserError, build_model, exit_on_user_error, find_model, import_failure,
+                      import_files, is_pretrained_flag, model_files, parameters, parse_args, positive, post_function,
+                      post_function_key)
 
 BATCH_KEYS = ("image", "mask", "label", "edge_mask", "shape", "original_shape", "origin_shape", "name", "shape_mask")
 

@@ -20,8 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
-from registry import Parser, UserError, counted, exit_on_user_error, natural
+import signals  # first: the others take seconds
 
 import json
 import math
@@ -31,6 +30,7 @@ import numpy as np
 from sklearn.datasets import load_sample_images
 
 from log import write_file
+from registry import Parser, UserError, counted, exit_on_user_error, natural
 from transforms import INPAINT_RADIUS, compress_jpeg, encode_jpeg
 
 SETS = {  # name -> kinds of images, taken in turn

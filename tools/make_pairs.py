@@ -15,8 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
-from registry import Parser, UserError, counted, exit_on_user_error, usable_cpus
+import signals  # first: the others take seconds
 
 import collections
 import csv
@@ -36,6 +35,7 @@ from PIL import Image
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, list_files, list_images, list_masks, pair_by_name,
                   read_image, split_stem, stored_size)
 from log import Progress, write_file
+from registry import Parser, UserError, counted, exit_on_user_error, usable_cpus
 
 LISTED = 20  # a longer list is cut on the screen and written to a text file
 FILE_SUFFIXES = MASK_FILE_SUFFIXES | {".npz"}  # FantasticReality's masks are arrays

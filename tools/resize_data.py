@@ -14,8 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
-# First, as it answers SIGTERM and Ctrl-C while the other modules take seconds to import
-from registry import Parser, UserError, counted, exit_on_user_error, positive, usable_cpus
+import signals  # first: the others take seconds
 
 import collections
 import io
@@ -31,6 +30,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, dataset_kind, list_files, list_images, list_masks,
                   orientation_of, read_bytes, read_image, read_json, read_pairs, read_sets, resolve_path)
 from log import Progress, write_file
+from registry import Parser, UserError, counted, exit_on_user_error, positive, usable_cpus
 
 NOTE = ".resize.json"       # in the target: the command's arguments, so that no run mixes two sizes
 UNFINISHED = ".unfinished"  # appended to a file's name until all of it is written
