@@ -1184,8 +1184,8 @@ def raise_file_limit(num_workers):
 
 
 def start_worker(number):
-    """End a worker whose parent was stopped while this one was starting; torch would notice after 5 seconds."""
-    if not multiprocessing.parent_process().is_alive():
+    """End a forked worker whose parent was stopped in the meantime; torch would notice after 5 seconds."""
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != multiprocessing.parent_process().pid:
         os._exit(1)
 
 

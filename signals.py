@@ -27,7 +27,7 @@ def end(number, frame=None):
     if wait and not asked:
         asked = number
         if hasattr(signal, "SIGCHLD"):  # by which torch would raise where a scheduler has ended the workers as well
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, lambda *_: None)
         return
     with contextlib.suppress(Exception):
         for child in processes.active_children() if processes else ():
