@@ -22,6 +22,7 @@ import signals
 from registry import UserError, launched_as
 
 patient = None  # the process group whose members may wait for hours
+store = None  # torchrun's, where ranks leave word
 
 
 def init(name, minutes=10):
@@ -63,9 +64,13 @@ def meet(device, timeout):
 
     UserError where the processes can't meet, some have a GPU and others none, or two share one.
     """
-    global patient
+    global patient, store
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        shared, number, processes = next(dist.rendezvous("env://"))
+        # After --max_restarts torchrun gives the same store, in which the addresses of dead processes still stand.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", shared)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout,
+                                store=store, rank=number, world_size=processes)
         # The first reading of a large dataset happens on rank 0 alone, while the others wait in `gather`: hence hours.
         patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(hours=12))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
@@ -125,19 +130,18 @@ def lost_contact(error):
     """
     if not isinstance(error, dist.DistError) and "gloo" not in str(error):
         return None
-    if "imed out" not in str(error):
+    try:
+        store.set(f"waited {rank()}", "")
         time.sleep(10)
+        waited = [number for number in range(world_size()) if store.check([f"waited {number}"])]
+    except dist.DistError:  # the store has gone with its process
+        waited = [rank()]
+    if "imed out" not in str(error):
         return ("another process of this run has ended; what it printed, or torchrun's summary on its machine, tells "
                 "why") if int(os.environ.get("LOCAL_RANK", 0)) == 0 else ""
-    try:
-        dist.monitored_barrier(patient, datetime.timedelta(seconds=10), wait_all_ranks=True)
-        return "" if rank() else "the ranks waited longer than --dist_timeout for each other: raise it"
-    except RuntimeError as silent:
-        ranks = re.search(r"Ranks ([\d, ]+) failed to pass", str(silent))
-        if rank() and "rank 0" not in str(silent):
-            return ""
-        ranks = ranks[1] if ranks else "0"
-        return f"no answer from rank {ranks} for longer than --dist_timeout: hung, stopped, or cut off from the network"
+    silent = ", ".join(str(number) for number in range(world_size()) if number not in waited)
+    return (f"no answer from rank {silent or 'unknown'} for longer than --dist_timeout: it hangs, was stopped, or is "
+            "cut off from the network") if rank() == waited[0] else ""
 
 
 class Agreement:

@@ -7,14 +7,8 @@ import copy
 import functools
 import json
 import math
-import os
-import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import types
 
 import numpy as np
@@ -387,29 +381,6 @@ def test_resume_takes_weights_alone_keeps_the_best_and_says_what_changed(images,
     assert done.returncode == 0, done.stderr
     assert "note: --weight_decay was 0.05 in checkpoint-0.pth and is 0.1 now" in done.stdout
     assert saved(tmp_path / "out") == [0, 2] and "at epoch 0, in " in done.stdout
-
-
-@pytest.mark.slow
-def test_kill_9_at_random_moments(images, repository, tmp_path):
-    """Three kills, anywhere between the first log line and the last checkpoint; each time `--resume auto` goes on."""
-    more = ["--epochs", 40, "--resume", "auto", "--num_workers", 1, "--no_fingerprint"]
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert run_script(*random_net(images, straight, *more), cwd=tmp_path, root=repository).returncode == 0
-    for share in (0.1, 0.4, 0.7):
-        command = [sys.executable, repository / "train.py", *random_net(images, killed, *more)[1:]]
-        process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
-        for line in process.stdout:
-            if line.startswith(f"Epoch: [{int(40 * share)}]"):
-                break
-        time.sleep(random.uniform(0, 0.15))  # an epoch or two: anywhere in training, evaluating and saving
-        process.send_signal(signal.SIGKILL)
-        process.stdout.close()
-        assert process.wait() == -signal.SIGKILL
-    done = run_script(*random_net(images, killed, *more), cwd=tmp_path, root=repository)
-    assert done.returncode == 0 and "resumed from" in done.stdout, done.stderr
-    assert equal(weights(straight / "checkpoint-39.pth"), weights(killed / "checkpoint-39.pth"))
-    assert rows(straight) == rows(killed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
