@@ -46,7 +46,7 @@ def alive(session):
 
 def test_kills_at_random_moments(images, repository, tmp_path):
     """SIGKILL, SIGTERM and Ctrl-C, to the process or to all of its group, from the imports on to the last epoch."""
-    kills, rng = 40 if FUZZ else 3, random.Random(5)
+    kills, rng = FUZZ // 50 or 3, random.Random(5)
     more = ["--epochs", 20 + 6 * kills, "--batch_size", 2, "--test_period", 2, "--resume", "auto", "--num_workers", 1,
             "--no_fingerprint", "--save_every_minutes", 0.0005]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
