@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and restarted: what they print, and that going on gives what an uninterrupted run gives.
+"""Runs that are killed, stopped and restarted: what they print, and that going on ends as an uninterrupted run.
 
     python -m pytest tests/test_survival.py
     FUZZ=2000 python -m pytest tests/test_survival.py     # 40 kills instead of 3, and the cases that take minutes
@@ -13,7 +13,7 @@ import time
 import pytest
 
 import checkpoint
-from conftest import make_images, run_here, run_script
+from conftest import ROOT, make_images, run_here, run_script
 from test_train import SMALL, equal, random_net, rows, saved, weights
 
 FUZZ = int(os.environ.get("FUZZ", 0))
@@ -74,11 +74,11 @@ def test_kills_at_random_moments(images, repository, tmp_path):
     assert not list(killed.glob("*unfinished.pth"))
 
 
-@pytest.mark.parametrize("script", ["train.py", "test.py", "tools/check_data.py"])
+@pytest.mark.parametrize("script", ["train.py", "test.py", "tools/check_model.py"])
 def test_a_signal_during_the_imports(tmp_path, script):
     for number in LINES:
-        process = start(script, cwd=tmp_path, root=checkpoint.Path(__file__).parents[1])
-        time.sleep(0.2)
+        process = start(script, cwd=tmp_path, root=ROOT)
+        time.sleep(0.5)
         process.send_signal(number)
         assert process.communicate()[0] == f"{LINES[number]}\n" and process.returncode == CODES[number]
 
