@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import contextlib
 import copyreg
+import ctypes
 import difflib
 import functools
 import hashlib
@@ -13,10 +14,13 @@ import inspect
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import pickle
 import re
+import signal
 import stat
+import sys
 import tempfile
 import threading
 import traceback
@@ -32,7 +36,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate, get_worker_info
 
 import log
-from registry import UserError, counted, usable_cpus, visible
+from registry import UserError, counted, limit_of, usable_cpus, visible
 
 cv2.setNumThreads(0)  # the loader's workers are the parallelism
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are raised here, with the file's name
@@ -1196,12 +1200,13 @@ class TrainBatches:
     """
 
     def __init__(self, dataset, batch_size, seed, rank=0, world_size=1):
-        self.dataset, self.seed, self.rank, self.world_size, self.epoch = dataset, seed, rank, world_size, 0
+        self.dataset, self.seed, self.rank, self.world_size = dataset, seed, rank, world_size
+        self.epoch = self.first_step = 0
         self.steps = -(-len(dataset) // (batch_size * world_size))
 
-    def set_epoch(self, epoch):
-        """Choose the epoch that the next iteration draws."""
-        self.epoch = epoch
+    def set_epoch(self, epoch, first_step=0):
+        """Choose the epoch that the next iteration draws, and the step that it begins with."""
+        self.epoch, self.first_step = epoch, first_step
         self.dataset.epoch.fill_(epoch)
 
     def __len__(self):
@@ -1213,7 +1218,7 @@ class TrainBatches:
         if len(indices) < count:
             indices = np.resize(indices, count)
         edges = np.arange(count + 1) * len(indices) // count
-        for step in range(self.steps):
+        for step in range(self.first_step, self.steps):
             batch = step * self.world_size + self.rank
             yield indices[edges[batch]:edges[batch + 1]].tolist()
 
@@ -1301,21 +1306,9 @@ class Loader(DataLoader):
         try:
             yield from super().__iter__()
         except (OSError, RuntimeError, UserError) as error:
-            for words, cure in LIMITS.items():
-                if re.search(words, str(error)):
-                    raise UserError(f"--num_workers {self.num_workers}: {cure}") from error
+            if cure := limit_of(error):
+                raise UserError(f"--num_workers {self.num_workers}: {cure}") from error
             raise
-
-
-LIMITS = {  # words of an exception -> what is exhausted, and the cure
-    "Too many open files|ancdata|too many fds":
-        "too many open files for so many processes. Raise the limit (ulimit -n 4096), or lower --num_workers.",
-    "Bus error|[Uu]nable to .*(/torch_|shm|shared memory)|No space left on device.*(/torch_|shm)":
-        "the shared memory (/dev/shm) through which these processes hand over images is full. Give the container more "
-        "(docker run --shm-size 8g), or lower --num_workers (0 needs none).",
-    "killed by signal: Killed|Cannot allocate memory|can't allocate memory|Resource temporarily unavailable":
-        "memory or processes ran out. Lower --num_workers.",
-}
 
 
 def raise_file_limit(num_workers):
@@ -1331,6 +1324,14 @@ def raise_file_limit(num_workers):
                         "few for so many processes. Raise the limit (ulimit -n 4096), or lower --num_workers.")
 
 
+def start_worker(number):
+    """Make a forked worker end with its parent, on Linux; elsewhere torch has it notice within 5 seconds."""
+    if sys.platform == "linux" and multiprocessing.get_start_method() == "fork":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+        if os.getppid() != multiprocessing.parent_process().pid:
+            os._exit(1)
+
+
 def make_loader(dataset, batches, num_workers, pin_memory, persistent=False):
     """Return a DataLoader over a batch sampler; `persistent` workers outlive an epoch."""
     num_workers = min(num_workers, len(batches))
@@ -1339,7 +1340,7 @@ def make_loader(dataset, batches, num_workers, pin_memory, persistent=False):
     generator = torch.Generator().manual_seed(0)  # its own, so that loading never disturbs the run's random states
     return Loader(dataset, batch_sampler=batches, num_workers=num_workers, generator=generator,
                   collate_fn=functools.partial(collate, post_func=getattr(dataset, "post_func", None)),
-                  persistent_workers=persistent and num_workers > 0,
+                  worker_init_fn=start_worker, persistent_workers=persistent and num_workers > 0,
                   pin_memory=pin_memory and torch.cuda.is_available())
 
 

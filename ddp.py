@@ -10,24 +10,26 @@ import random
 import re
 import socket
 import sys
+import time
 import warnings
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.constants import default_pg_nccl_timeout
 from torch.nn.parallel import DistributedDataParallel
 
+import signals
 from registry import UserError, launched_as, show
 
-patient = None  # the process group for objects, whose members may wait for hours
+patient = None  # the process group whose members may wait for hours
+store = None  # torchrun's, where ranks leave word
 
 
-def init(name):
+def init(name, minutes=10):
     """Join torchrun's process group, if there is one, and return this process's torch.device.
 
     `name` is `--device`: cuda falls back to the CPU with one line where there is no GPU; a numbered GPU that isn't
-    there is an error.
+    there is an error. A rank that doesn't answer for so many `minutes` ends the run (`lost_contact`).
     """
     processes = launched_as()[1]
     kind, _, number = name.partition(":")
@@ -51,23 +53,24 @@ def init(name):
         # What isn't in mixed precision is meant to be float32; for products NVIDIA's containers turn TF32 on.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if "RANK" in os.environ:
-        meet(device)
+        meet(device, datetime.timedelta(minutes=minutes))
     if name == "cuda" and device.type == "cpu" and is_main():
         show("no CUDA device: running on the CPU")
     return device
 
 
-def meet(device):
+def meet(device, timeout):
     """Join the process group: gloo for tensors on the CPU and what `gather` exchanges, NCCL for those on GPUs.
 
     UserError where the processes can't meet, some have a GPU and others none, or two share one.
     """
-    global patient
+    global patient, store
     try:
-        if device.type == "cuda":  # of two backends, torch takes gloo's longer timeout
-            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=default_pg_nccl_timeout)
-        else:
-            dist.init_process_group("gloo")
+        shared, number, processes = next(dist.rendezvous("env://"))
+        # After --max_restarts torchrun gives the same store, in which the addresses of dead processes still stand.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", shared)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout,
+                                store=store, rank=number, world_size=processes)
         # The first reading of a large dataset happens on rank 0 alone, while the others wait in `gather`: hence hours.
         patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(hours=12))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
@@ -107,28 +110,86 @@ def is_main():
     return rank() == 0
 
 
-def gather(value):
-    """Return the list of all ranks' picklable values, on every rank."""
+def gather(value, patiently=False):
+    """Return the list of all ranks' picklable values, on every rank.
+
+    `patiently` waits for hours instead of `--dist_timeout`, where one rank may have more to do than the others.
+    """
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
-    dist.all_gather_object(values, value, group=patient)
+    dist.all_gather_object(values, value, group=patient if patiently else None)
     return values
 
 
+def lost_contact(error):
+    """Return what to say of an exception in an exchange between ranks; "" where another rank says it, and None for
+    any other exception.
+
+    Waits for torchrun to end this process, so that the first to fail is the one that torchrun names.
+    """
+    if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        return None
+    try:
+        store.set(f"waited {rank()}", "")
+        time.sleep(10)
+        waited = [number for number in range(world_size()) if store.check([f"waited {number}"])]
+    except dist.DistError:  # the store has gone with its process
+        waited = [rank()]
+    if "imed out" not in str(error):
+        return ("another process of this run has ended; what it printed, or torchrun's summary on its machine, tells "
+                "why") if int(os.environ.get("LOCAL_RANK", 0)) == 0 else ""
+    silent = ", ".join(str(number) for number in range(world_size()) if number not in waited)
+    return (f"no answer from rank {silent or 'unknown'} for longer than --dist_timeout: it hangs, was stopped, or is "
+            "cut off from the network") if rank() == waited[0] else ""
+
+
+class Agreement:
+    """Brings what one rank wants to all ranks at the same step.
+
+    They exchange it about every two seconds, so that it costs nothing, and at an epoch's last step.
+    """
+
+    def __init__(self, minutes):
+        """`minutes` between two checkpoints inside an epoch, by rank 0's clock; None = none."""
+        self.minutes, self.saved = minutes, time.monotonic()
+        self.clock, self.steps, self.left = time.monotonic(), 1, 1
+
+    def wish(self, last):
+        """Return, on all ranks alike, the number of the signal that ends the run, 1 where a checkpoint is due, else 0.
+
+        Called after every step of the weights; `last` tells that it is an epoch's last.
+        """
+        now, wish = time.monotonic(), signals.asked
+        if not wish and is_main() and self.minutes is not None and now - self.saved >= 60 * self.minutes:
+            wish = 1
+        if world_size() > 1:
+            self.left -= 1
+            if self.left > 0 and not last:
+                return 0
+            per_step = (now - self.clock) / (self.steps - self.left)
+            shared = torch.tensor([wish, min(max(int(2 / max(per_step, 1e-3)), 1), 2 * self.steps) if is_main() else 0])
+            dist.all_reduce(shared, dist.ReduceOp.MAX)
+            wish, self.steps = shared.tolist()
+            self.left, self.clock = self.steps, time.monotonic()
+        if wish:
+            self.saved = now
+        return wish
+
+
 @contextlib.contextmanager
-def fail_together():
+def fail_together(patiently=False):
     """Make a UserError that any rank meets in this block end all ranks, which would wait for that rank in vain.
 
     Only the first of the ranks that met one raises it, so that it is printed once; the others exit. No other exchange
-    between ranks may stand in the block.
+    between ranks may stand in the block. `patiently`: see `gather`.
     """
     mistake = None
     try:
         yield
     except UserError as error:
         mistake = error
-    ranks = [number for number, other in enumerate(gather(mistake)) if other]
+    ranks = [number for number, other in enumerate(gather(mistake, patiently)) if other]
     if ranks and rank() == ranks[0]:
         raise mistake
     if ranks:
@@ -146,7 +207,7 @@ def average(values):
 def cleanup():
     """Leave the process group, all ranks at once: rank 0 may still write while the others are done."""
     if dist.is_available() and dist.is_initialized():
-        dist.barrier(group=patient)
+        gather(None)
         dist.destroy_process_group()
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddp import fail_together, gather, is_main, world_size
+from ddp import fail_together, gather, is_main, rank, world_size
 from registry import UserError, counted, show, usable_cpus, visible
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,19 +128,24 @@ class EpochLog:
         total: number of steps
         lines: how many lines to print
         scaler: the loss scaler; if it is enabled, it skips steps whose gradient is not finite, and they are counted
+        begun: what `state` gave inside the same epoch, to go on from there
     """
 
-    def __init__(self, header, total, lines, scaler=None):
+    def __init__(self, header, total, lines, scaler=None, begun=None):
         self.header, self.total, self.every = header, total, -(-total // lines)
         self.scaler = scaler if scaler and scaler.is_enabled() else None
-        self.sums, self.counts, self.unread, self.norms = {}, {}, [], []
-        self.steps = self.images = self.skipped = 0
+        self.unread, self.images = [], 0
+        begun = begun or {"steps": 0, "skipped": 0, "lr": 0.0, "ranks": []}
+        self.steps, self.skipped, self.lr = begun["steps"], begun["skipped"], begun["lr"]
+        sums, self.counts, self.norms = begun["ranks"][rank()] if begun["ranks"] else ({}, {}, [])
+        self.sums = {name: torch.tensor(value, dtype=torch.float32) for name, value in sums.items()}
+        self.first = self.steps
         self.start = self.clock = time.time()
         self.data_times = 0.0
 
     def each(self, loader):
         """Yield (step, batch), timing the wait for data."""
-        for step, batch in enumerate(loader):
+        for step, batch in enumerate(loader, self.steps):
             self.data_times += time.time() - self.clock
             self.images += len(batch["name"]) * world_size()
             yield step, batch
@@ -155,16 +160,16 @@ class EpochLog:
             self.counts[name] = self.counts.get(name, 0) + 1
         loss = values["total_loss"]
         self.unread.append((self.steps, names, norm is not None, torch.stack([loss, loss if norm is None else norm])))
-        self.steps += 1
+        self.steps, self.lr = self.steps + 1, lr
         if self.steps % self.every and self.steps != self.total:
             return
-        means, elapsed = self.means(), time.time() - self.start
+        means, elapsed, steps = self.means(), time.time() - self.start, self.steps - self.first
         values = {**({"grad_norm": self.norms[-1]} if self.norms else {}), **values}
-        left = datetime.timedelta(seconds=int(elapsed / self.steps * (self.total - self.steps)))
+        left = datetime.timedelta(seconds=int(elapsed / steps * (self.total - self.steps)))
         parts = [self.header, f"[{self.steps}/{self.total}]", f"eta: {left}", f"lr: {lr:.6f}",
                  *(f"{name}: {float(values[name]):.4f} ({means[name]:.4f})" for name in means if name in values),
-                 f"time: {elapsed / self.steps:.4f}",
-                 f"data: {self.data_times / self.steps:.4f} ({self.data_times / elapsed:.0%})",
+                 f"time: {elapsed / steps:.4f}",
+                 f"data: {self.data_times / steps:.4f} ({self.data_times / elapsed:.0%})",
                  f"images/s: {self.images / elapsed:.1f}"]
         if self.scaler:
             scale = self.scaler.get_scale()
@@ -177,6 +182,12 @@ class EpochLog:
                 raise UserError(f"{self.header} the loss is finite but its gradient is not: {self.skipped} steps were "
                                 f"skipped and the loss scale fell to {scale:g}. Look for a root or logarithm of 0 or a "
                                 "division by 0 in the loss, or give --if_not_amp or --amp_dtype bfloat16.")
+
+    def state(self):
+        """Return, on all ranks, what an EpochLog needs to go on from here: plain types, for a checkpoint."""
+        self.means()  # refuses what is not finite
+        ranks = gather(({name: float(value) for name, value in self.sums.items()}, self.counts, self.norms))
+        return {"steps": self.steps, "skipped": self.skipped, "lr": self.lr, "ranks": ranks}
 
     def means(self):
         """Return {name: average so far}; UserError, on all ranks, where a loss or a gradient is not finite."""
@@ -390,7 +401,7 @@ def json_lines(records):
 
 
 def forget_rows_from(path, epoch):
-    """Take the rows of epochs that will be trained again out of log.txt.
+    """Take the rows of epochs that will be trained again out of log.txt; return the epochs of those that stay.
 
     A run that was killed may have logged more than it saved, and its last line may be cut off.
     """
@@ -403,7 +414,19 @@ def forget_rows_from(path, epoch):
     if is_main() and path.exists():
         with writing(path):
             rows = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
-        write_file(path, "".join(filter(is_earlier, rows)))
+        rows = list(filter(is_earlier, rows))
+        write_file(path, "".join(rows))
+        return [json.loads(row)["epoch"] for row in rows]
+    return []
+
+
+def record(row, log, writer):
+    """Add an epoch's row to log.txt and its numbers to TensorBoard's curves."""
+    append_file(log, json_lines([row]))
+    for name, value in row.items():
+        if name.startswith(("train_", "test_")):
+            writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+    writer.flush()
 
 
 def csv_lines(rows, header=True):

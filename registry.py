@@ -1,7 +1,7 @@
 """MODELS and POSTFUNCS, and the flags that follow from a model's constructor.
 
 A model is any callable under `@MODELS.register_module()` in a file or folder below models/; nothing else has to be
-edited. This is the ground floor: it imports none of the other modules.
+edited. This is the ground floor: of the other modules it imports only signals.py.
 """
 import argparse
 import collections.abc
@@ -14,11 +14,14 @@ import os
 import re
 import select
 import shlex
+import signal
 import sys
 import traceback
 import types
 import typing
 from pathlib import Path
+
+import signals
 
 ROOT = Path(__file__).resolve().parent
 
@@ -68,6 +71,25 @@ def hint_for(error):
     return next((hint for pattern, hint in HINTS.items() if re.search(pattern, text)), "")
 
 
+LIMITS = {  # words of an exception -> what of the machine is exhausted, and the setting to lower
+    "Too many open files|ancdata|too many fds":
+        "too many open files for so many processes that load images. Raise the limit (ulimit -n 4096), or lower "
+        "--num_workers.",
+    "Bus error|[Uu]nable to .*(/torch_|shm|shared memory)|No space left on device.*(/torch_|shm)":
+        "the shared memory (/dev/shm) through which the processes that load images hand them over is full. Give the "
+        "container more (docker run --shm-size 8g), or lower --num_workers (0 needs none) or --batch_size.",
+    "DataLoader worker.* (killed by signal|exited)|Cannot allocate memory|can't allocate memory|"
+    "Resource temporarily unavailable":
+        "a process that loads images was killed or could not start, most often because memory ran out. Lower "
+        "--num_workers or --batch_size (in evaluation --test_batch_size).",
+}
+
+
+def limit_of(error):
+    """Return the cure where an exception is about a limit of the machine for the loader's processes, else None."""
+    return next((cure for words, cure in LIMITS.items() if re.search(words, str(error))), None)
+
+
 def launched_as():
     """Return (rank, number of processes) as torchrun's environment gives them, (0, 1) where there is none.
 
@@ -105,33 +127,53 @@ def is_first():
 def exit_on_user_error(main):
     """Call main() and return what it returns.
 
-    A UserError becomes one line on standard error, after its traceback where the environment has IMDL_TRACEBACK=1; any
-    other exception, a model's for example, keeps its traceback and gets a line of hint where one is known. Both end the
-    program with exit code 1.
+    A UserError becomes one line on standard error, after its traceback where the environment has IMDL_TRACEBACK=1, and
+    so do what is known of a loader's worker or another rank that died; any other exception, a model's for example,
+    keeps its traceback and gets a line of hint where one is known. All end the program with exit code 1.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
     try:
-        return main()
+        try:
+            return main()
+        finally:
+            signals.heed()
     except UserError as error:
         message = str(error).rpartition("registry.UserError: ")[2]  # a loader's worker puts its traceback in front
-        dist = getattr(sys.modules.get("torch"), "distributed", None)
-        alike = not (dist and dist.is_available() and dist.is_initialized())  # before, all ranks fail in the same way
-        if not alike or is_first():
+        if joined_ranks() or is_first():  # before the ranks have joined, all fail in the same way
             if os.environ.get("IMDL_TRACEBACK", "0") not in ("", "0"):
                 link = error
                 while link:  # what `raise ... from None` hides too
                     link.__suppress_context__, link = False, link.__context__
                 traceback.print_exception(error)
-            print("error:", visible(message.strip()), file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        print("interrupted: give the same command again, and a training --resume auto to go on", file=sys.stderr)
+            print(f"error{on_rank()}:", visible(message.strip()), file=sys.stderr, flush=True)
+    except KeyboardInterrupt:  # where another program than a script of ours calls main
+        print(signals.farewell(signal.SIGINT), file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if not (isinstance(error, BrokenPipeError) and reader_is_gone()):
-            traceback.print_exc()
-        if hint := hint_for(error):
-            print("hint:", hint, file=sys.stderr, flush=True)
+        # what becomes of a worker torch raises wherever the main process stands
+        known = limit_of(error) if "DataLoader worker" in str(error) else None
+        if known is None and joined_ranks():
+            known = sys.modules["ddp"].lost_contact(error)
+        if known:
+            print(f"error{on_rank()}: {known}", file=sys.stderr, flush=True)
+        elif known is None:
+            if not (isinstance(error, BrokenPipeError) and reader_is_gone()):
+                print(f"error{on_rank()}:\n" * bool(on_rank()) + traceback.format_exc(), end="", file=sys.stderr)
+            if hint := hint_for(error):
+                print("hint:", hint, file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+def joined_ranks():
+    """Tell whether this process has joined torchrun's process group."""
+    dist = getattr(sys.modules.get("torch"), "distributed", None)
+    return bool(dist and dist.is_available() and dist.is_initialized())
+
+
+def on_rank():
+    """Return " on rank 1" and so on for messages; "" on rank 0 and before the ranks have joined."""
+    return f" on rank {launched_as()[0]}" if joined_ranks() and not is_first() else ""
 
 
 def reader_is_gone():
@@ -670,6 +712,9 @@ def script_parser(doc, trains=False, evaluates=True, **defaults):
     group.add_argument("--if_not_amp", action="store_true", help="no mixed precision (it is used on CUDA only)")
     group.add_argument("--amp_dtype", choices=["float16", "bfloat16"], default="float16",
                        help="of mixed precision; bfloat16 is coarser but doesn't overflow (default: %(default)s)")
+    group.add_argument("--dist_timeout", type=minutes, default=10.0, metavar="MINUTES",
+                       help="of several processes: how long to wait for one that doesn't answer, before the run ends; "
+                            "reading datasets and starting weights is not limited (default: %(default)g)")
     group.add_argument("--no_progress", action="store_true", help="hide the progress of evaluation, saving and reading")
     if evaluates:
         group = parser.add_argument_group("metrics and curves")
@@ -728,4 +773,12 @@ def rate(text):
     value = finite(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is below 0")
+    return value
+
+
+def minutes(text):
+    """argparse type: a finite number above 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return value

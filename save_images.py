@@ -11,6 +11,8 @@ pred_label_combined.json (name -> probability) if the model has pred_label; with
 mask and heat map side by side; with --gradcam gradcam/ with a layer's Grad-CAM over the image as PNG, and by itself as
 float32 .npy of the image's size.
 """
+import signals  # first: the others take seconds
+
 import argparse
 import concurrent.futures
 import contextlib
@@ -90,7 +92,7 @@ def main():
     args, model_args = get_args()
     if args.gradcam is None and is_given("gradcam_target"):
         raise UserError("--gradcam_target says what Grad-CAM explains: give --gradcam LAYER too.")
-    device = ddp.init(args.device)
+    device = ddp.init(args.device, args.dist_timeout)
     dataset_options = data.dataset_options(args, post_function(args.model, model_args), ddp.is_main())
     output_dir, _ = open_output(args, model_args)
     unused = [f"--{name.removeprefix('unused_')}" for name, value in vars(args).items()
@@ -98,12 +100,12 @@ def main():
     if unused:
         say(f"note: {' '.join(unused)} does nothing here: no metrics are computed, and scores are always saved")
     ddp.seed_everything(args.seed)
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         model = build_model(args.model, model_args).to(device)
         cam = GradCam(model, args.gradcam, args.gradcam_target) if args.gradcam is not None else None
     path = load_chosen(model, args.checkpoint_path)
     about = {"checkpoint": path.name, "checkpoint_hash": file_hash(path), "args": {**vars(args), **model_args}}
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         test_sets = open_images(args.test_data_path, output_dir, **dataset_options)
     manifests = {name: output_dir / f"manifest{f'_{name}' * (len(test_sets) > 1)}.json" for name in test_sets}
     earlier_files = [*output_dir.glob("pred_label_*.json"), output_dir / "scores.csv", *manifests.values()]

@@ -9,6 +9,8 @@ dataset a folder with log.txt and TensorBoard curves over the checkpoints; resul
 and metric, with a 95 % interval over the images), the same as .json, .md and .tex; with --save_per_image one CSV per
 dataset with a row per checkpoint and image; with --save_predictions the maps. Prints one table at the end.
 """
+import signals  # first: the others take seconds
+
 import contextlib
 import sys
 
@@ -40,7 +42,7 @@ def get_args():
 
 def main():
     args, model_args = get_args()
-    device = ddp.init(args.device)
+    device = ddp.init(args.device, args.dist_timeout)
     metric_list = [
         # TODO the metrics to compute, the first one decides which checkpoint is best: any of README.md, "Metrics",
         # others by their mode, PixelF1(mode="double"), or a class of your own with their interface
@@ -56,7 +58,7 @@ def main():
     with ddp.fail_together():
         paths = find_checkpoints(args.checkpoint_path, "--checkpoint_path")
     refuse_different([path.name for path in paths], f"--checkpoint_path {args.checkpoint_path}")
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         model = build_model(args.model, model_args).to(device)
         load_weights(model, paths[0], "--checkpoint_path")  # a wrong one must not cost an earlier run's results
         test_sets = data.open_sets(args.test_data_json, "--test_data_json", **dataset_options)

@@ -8,6 +8,8 @@ before resizing or padding. Writes to --output_dir: per attack a folder with log
 strength; results.csv (one row per dataset, attack, strength and metric, with a 95 % interval over the images), the same
 as .json, .md and .tex. Prints one table at the end.
 """
+import signals  # first: the others take seconds
+
 import sys
 
 import data
@@ -54,7 +56,7 @@ def make_attacks(names, noise_unit, seed, convention):
 
 def main():
     args, model_args = get_args()
-    device = ddp.init(args.device)
+    device = ddp.init(args.device, args.dist_timeout)
     metric_list = [
         # TODO the metrics to compute: any of README.md, "Metrics", other definitions by their mode,
         # PixelF1(mode="double"), or a class of your own with their interface
@@ -72,10 +74,10 @@ def main():
     ddp.seed_everything(args.seed)
 
     # Data, checkpoint, model
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         model = build_model(args.model, model_args).to(device)
     path = load_chosen(model, args.checkpoint_path)
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         test_sets = data.open_sets(args.test_data_path, "--test_data_path", **dataset_options)
     for name, test_set in test_sets.items():
         say(f"testing on {name}:", test_set.describe())

@@ -6,9 +6,12 @@
     python train.py ... --resume auto                   # go on where the newest checkpoint of --output_dir stopped
 
 Writes to --output_dir: checkpoint-<epoch>.pth (the newest, the best, and every --save_period), log.txt (one JSON object
-per epoch) and TensorBoard events. The same command runs on a CPU, on one GPU, and under torchrun on several GPUs and
+per epoch) and TensorBoard events; inside an epoch, after SIGTERM, Ctrl-C and every --save_every_minutes, also
+checkpoint-<epoch>-unfinished.pth. The same command runs on a CPU, on one GPU, and under torchrun on several GPUs and
 machines.
 """
+import signals  # first: the others take seconds
+
 import math
 
 import torch
@@ -19,8 +22,7 @@ import metrics
 from checkpoint import (find_resume, frozen_hashes, load_checkpoint, refuse_broken_weights, resume_training,
                         save_checkpoint)
 from evaluate import check_output, evaluate, evaluation_options
-from log import (EpochLog, add_images, append_file, forget_rows_from, json_lines, open_output, remove_file, say,
-                 tensorboard)
+from log import EpochLog, add_images, forget_rows_from, open_output, record, remove_file, say, tensorboard
 from registry import (UserError, build_model, counted, exit_on_user_error, natural, parse_args, positive, post_function,
                       rate, script_parser, without_starting_weights)
 
@@ -68,6 +70,9 @@ def get_args():
                        help="evaluate every N epochs and after the last (default: %(default)s)")
     group.add_argument("--save_period", type=natural, default=25,
                        help="keep the checkpoint of every N-th epoch; 0 = only newest and best (default: %(default)s)")
+    group.add_argument("--save_every_minutes", type=rate, default=None, metavar="N",
+                       help="keep a checkpoint inside the epoch, too, for --resume auto (default: only after SIGTERM "
+                            "and Ctrl-C)")
     group.add_argument("--save_trainable_only", action="store_true",
                        help="checkpoints leave out the frozen parameters, which come from the same flags when loaded")
     group.add_argument("--log_per_epoch_count", type=positive, default=20,
@@ -166,7 +171,7 @@ def evaluate_sets(model, test_sets, metric_list, writer, epoch, options):
 
 def main():
     args, model_args = get_args()
-    device = ddp.init(args.device)
+    device = ddp.init(args.device, args.dist_timeout)
     metric_list = [
         # TODO the metrics to compute, the first one decides which checkpoint is best: any of README.md, "Metrics",
         # others by their mode, PixelF1(mode="double"), or a class of your own with their interface
@@ -179,7 +184,7 @@ def main():
     resume = find_resume(args.resume, output_dir)
 
     # Data
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         train_set = data.open_dataset(args.data_path, "--data_path",
                                       allowed=("ManiDataset", "JsonDataset", "BalancedDataset"),
                                       sample_number=args.sample_number, transform=train_transform(), **dataset_options)
@@ -196,7 +201,7 @@ def main():
 
     # Model
     ddp.seed_everything(args.seed)
-    with ddp.fail_together():
+    with ddp.fail_together(patiently=True):
         whole = (resume and not args.save_trainable_only
                  and not load_checkpoint(resume, "--resume").get("frozen_hashes"))
         build_args = without_starting_weights(args.model, model_args) if whole else model_args
@@ -225,20 +230,36 @@ def main():
     autocast, scales = ddp.mixed_precision(args, device)
     scaler = torch.amp.GradScaler(device.type, enabled=scales)
     left_out = frozen_hashes(raw_model) if args.save_trainable_only else {}
-    start_epoch, best = resume_training(resume, raw_model, optimizer, scaler, args, model_args, metric_list[0].name)
+    order = {"--seed": args.seed, "--batch_size": args.batch_size, "--accum_iter": args.accum_iter,
+             "processes": ddp.world_size(), "images": len(train_set), "fingerprint": train_set.fingerprint}
+    start_epoch, best, begun, last_row = resume_training(resume, raw_model, optimizer, scaler, args, model_args,
+                                                         metric_list[0].name, order)
     with ddp.fail_together():
         if resume and left_out and left_out != frozen_hashes(raw_model):
             raise UserError(f"--save_trainable_only: the frozen weights of --resume {resume} are not those that these "
                             "flags and --seed give, so they would be lost: leave it out, or give the training's flags.")
-    former_best = best["epoch"]
-    forget_rows_from(output_dir / "log.txt", start_epoch)
+    former_best, log = best["epoch"], output_dir / "log.txt"
+    logged = forget_rows_from(log, start_epoch)
+    agreement = ddp.Agreement(args.save_every_minutes)
+
+    def save(path, **more):
+        """Write a checkpoint, on rank 0; `more` is what tells one of inside an epoch from an epoch's."""
+        if ddp.is_main():
+            state = {name: value for name, value in raw_model.state_dict().items() if name not in left_out}
+            save_checkpoint(path, {"model": state, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+                                   "epoch": epoch, "best": best, "args": {**vars(args), **model_args},
+                                   "fingerprint": fingerprints, "frozen_hashes": left_out, **more})
 
     with tensorboard(log_dir, purge_step=start_epoch if resume else None) as writer:
+        if writer and last_row and last_row["epoch"] not in logged:  # the run ended between saving and logging it
+            record(last_row, log, writer)
         for epoch in range(start_epoch, args.epochs):
             # One epoch of training
-            batches.set_epoch(epoch)
+            progress = EpochLog(f"Epoch: [{epoch}]", len(batches), args.log_per_epoch_count, scaler, begun)
+            begun, batch, unfinished = None, None, output_dir / f"checkpoint-{epoch}-unfinished.pth"
+            batches.set_epoch(epoch, progress.steps)
             model.train()
-            progress = EpochLog(f"Epoch: [{epoch}]", len(batches), args.log_per_epoch_count, scaler)
+            signals.wait = True
             for step, batch in progress.each(loader):
                 group_start = step - step % args.accum_iter
                 group_size = min(args.accum_iter, len(batches) - group_start)  # an epoch's last group may be smaller
@@ -272,10 +293,21 @@ def main():
                     optimizer.zero_grad(set_to_none=True)
                 progress.update(losses, lr, norm, batch["name"])
 
+                # a checkpoint inside the epoch
+                if last_of_group and (wish := agreement.wish(last=step + 1 == len(batches))):
+                    refuse_broken_weights(raw_model, epoch)
+                    save(unfinished, begun=progress.state(), order=order)
+                    if wish > 1:
+                        say(f"saved {unfinished} after step {step + 1} of {len(batches)}")
+                        ddp.cleanup()  # when it is written
+                        signals.end(wish)
+            signals.heed()
+
             # Evaluate
             refuse_broken_weights(raw_model, epoch)
             losses = ddp.average(progress.means())
-            row = {"epoch": epoch, "train_lr": lr, **{f"train_{name}": value for name, value in losses.items()}}
+            row = {"epoch": epoch, "train_lr": progress.lr}
+            row |= {f"train_{name}": value for name, value in losses.items()}
             if test_sets and ((epoch + 1) % args.test_period == 0 or epoch + 1 == args.epochs):
                 ddp.share_buffers(raw_model)
                 row |= evaluate_sets(raw_model, test_sets, metric_list, writer, epoch, evaluation_options(args, device))
@@ -283,22 +315,18 @@ def main():
                 if value > best["value"]:
                     best.update(epoch=epoch, value=value, folder=str(output_dir))
 
-            # Log and save
+            # Save, then log, so that a disk that is full there loses no epoch
+            row["fingerprint"] = fingerprints
+            save(output_dir / f"checkpoint-{epoch}.pth", row=row)
             if writer:  # on rank 0
-                write_images(writer, "train", batch, output, epoch)
-                for name, value in row.items():
-                    if name != "epoch":
-                        writer.add_scalar(name.replace("_", "/", 1), value, epoch)
-                writer.flush()
-                append_file(output_dir / "log.txt", json_lines([{**row, "fingerprint": fingerprints}]))
-                state = {name: value for name, value in raw_model.state_dict().items() if name not in left_out}
-                save_checkpoint(output_dir / f"checkpoint-{epoch}.pth", {
-                    "model": state, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "epoch": epoch,
-                    "best": best, "args": {**vars(args), **model_args}, "fingerprint": fingerprints,
-                    **({"frozen_hashes": left_out} if left_out else {})})
-                for outdated in {epoch - 1, former_best} - {epoch, best["epoch"], None}:
-                    if not args.save_period or (outdated + 1) % args.save_period:
-                        remove_file(output_dir / f"checkpoint-{outdated}.pth")
+                outdated = [output_dir / f"checkpoint-{number}.pth" for number in (epoch - 1, former_best)
+                            if number not in (epoch, best["epoch"], None)
+                            and (not args.save_period or (number + 1) % args.save_period)]
+                for path in (*outdated, *output_dir.glob("checkpoint-*-unfinished.pth")):
+                    remove_file(path)
+                if batch:
+                    write_images(writer, "train", batch, output, epoch)
+                record(row, log, writer)
             former_best = best["epoch"]
 
     if best["epoch"] is not None:

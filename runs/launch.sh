@@ -10,6 +10,9 @@ if [ -z "${PYTHON:-}" ]; then
     if [ -x "$REPOSITORY/.venv/bin/python" ]; then PYTHON=$REPOSITORY/.venv/bin/python; fi
 fi
 
+# Copies its input to a file of $OUTPUT, too; a signal to the whole group must not end it before what writes to it.
+keep() { trap '' INT TERM; exec tee -a "$OUTPUT/$1"; }
+
 launch() {
     script=$REPOSITORY/$1
     shift
@@ -27,8 +30,8 @@ launch() {
     code_file=$(mktemp)
     # Standard output goes to one tee, standard error (through descriptor 3) to another, the exit code into a file.
     exec 4>&1
-    { { "$@" 2>&3 3>&- 4>&-; echo $? > "$code_file"; } | tee -ia "$OUTPUT/logs.log" >&4; } 3>&1 4>&4 \
-        | tee -ia "$OUTPUT/error.log" >&2
+    { { "$@" 2>&3 3>&- 4>&-; echo $? > "$code_file"; } | keep logs.log >&4; } 3>&1 4>&4 \
+        | keep error.log >&2
     exec 4>&-
     code=$(cat "$code_file")
     rm -f "$code_file"

@@ -339,7 +339,8 @@ def resume(path, content=None):
     model = models.mymodel.MyModel()
     optimizer, scaler = torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", init_scale=4.0)
     args = argparse.Namespace(start_epoch=0, epochs=10**9, output_dir="out", resume=str(path))
-    found = checkpoint.resume_training(path, model, optimizer, scaler, args, {}, "pixel-level F1")
+    order = {"--seed": 42, "fingerprint": None}
+    found = checkpoint.resume_training(path, model, optimizer, scaler, args, {}, "pixel-level F1", order)
     scaler.scale(sum(p.sum() for p in model.parameters())).backward()
     scaler.step(optimizer)
     scaler.update()
@@ -363,6 +364,10 @@ MALFORMED = {
                   {"state": {}, "param_groups": [{"params": [0, 1]}] * 2}],
     "scaler": [1, [], {"scale": 2.0}, {**SCALES, "scale": "a"}, {**SCALES, "scale": NAN}, {**SCALES, "scale": WRONG},
                {**SCALES, "scale": 0.0}, {**SCALES, "scale": -1.0}, {**SCALES, "growth_interval": 1.5}],
+    "begun": [1, "a", {"steps": 1}, {"steps": -1, "skipped": 0, "lr": 0.1, "ranks": []},
+              {"steps": 1, "skipped": 0, "lr": NAN, "ranks": []}, {"steps": 1, "skipped": 0, "lr": 0.1, "ranks": [7]},
+              {"steps": 1, "skipped": 0, "lr": 0.1, "ranks": [({"loss": 1.0}, {}, [])]}],
+    "order": [1, ["a"]], "row": [1, {}, {"epoch": "3"}, {"epoch": 3, 1: 2}, {"epoch": 3, "a": [1]}],
     "state": [{"step": "a"}, {"step": None}, {"step": WRONG}, {"step": NAN}, {"step": -1.0},
               {"step": torch.tensor(NAN)}, {"step": torch.tensor(1j)}, {"exp_avg": WRONG}, {"exp_avg": 1.0},
               {"exp_avg": None}, {"exp_avg": [1]},
@@ -373,7 +378,7 @@ MALFORMED = {
 
 def test_malformed_checkpoints_are_refused_before_an_epoch_is_trained(tmp_path):
     path, good = tmp_path / "checkpoint-3.pth", trained_content()
-    assert resume(path, good) == (4, {**good["best"], "folder": "out"})
+    assert resume(path, good) == (4, {**good["best"], "folder": "out"}, None, None)
     for key, values in MALFORMED.items():
         for value in values:
             content = copy.deepcopy(good)

@@ -100,6 +100,8 @@ def run_rank(rank, folder):
         torch.save(toy_results(), f"{folder}/{world_size}-{rank}.pt")
         few, = evaluate(Toy(), Images(2), [PixelF1()], batch_size=4)  # the third process has no image
         assert few.counted["pixel-level F1"] == 1
+        one, = evaluate(Toy(), Images(1), [PixelF1()], batch_size=4)
+        assert len(one.score) == 1
         # A mistake of one rank ends all; that rank tells it.
         poison = Fixed(pred_mask=torch.full((1, 1, SIDE, SIDE), math.nan if rank == 1 else 0.5))
         with pytest.raises(UserError if rank == 1 else SystemExit, match=r"folder/1\.png" if rank == 1 else "1"):

@@ -169,8 +169,8 @@ def use(path, form):
     model = models.mymodel.MyModel()
     optimizer = torch.optim.AdamW(model.parameters())
     args = argparse.Namespace(start_epoch=0, epochs=10**9, output_dir="out", resume=str(path), lr=1.0)
-    epoch, best = checkpoint.resume_training(path, model, optimizer, torch.amp.GradScaler("cpu", enabled=False), args,
-                                             {}, "pixel-level F1")
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    epoch, best, *_ = checkpoint.resume_training(path, model, optimizer, scaler, args, {}, "pixel-level F1", {})
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     sum(p.square().sum() for p in model.parameters()).backward()
     optimizer.step()  # an optimizer's state that doesn't fit would show here

@@ -7,6 +7,13 @@ Every image and mask is decoded. A fault would break or falsify a run and gives 
 given as separate paths, or as members of one {name: path} JSON, are also compared: an image that two of them share is
 a leak. Writes all findings to report.json and, if asked to, the images with the outlines of their masks to a PNG.
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+import signals  # first: the others take seconds
+
 import collections
 import concurrent.futures
 import functools
@@ -17,17 +24,13 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 import threading
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 from data import (BAD_CHECKSUM, binary_mask, dark_mask, dataset_kind, decode, has_bad_checksum, list_images, list_masks,
                   mask_pixels, open_pillow, orientation_of, pair_by_name, read_bytes, read_image, read_json, read_mask,

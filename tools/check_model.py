@@ -8,21 +8,24 @@ OK: as it should be. note: allowed, but good to know. NOT OK: what was seen and 
 images are made here. The weights are random, unless the command line asks for pretrained ones, and what a model does
 with trained weights alone isn't seen.
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+import signals  # first: the others take seconds
+
 import functools
 import inspect
 import math
 import os
-import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 import data
 import ddp

@@ -11,15 +11,20 @@ attention counts, element-wise operations, FFTs and what only the losses need do
 three forwards after a first, losses included. Peak memory holds weights and activations: on a GPU what torch allocates,
 on a CPU by how much the process has grown since its start (Linux only).
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+import signals  # first: the others take seconds
+
 import inspect
 import math
 import json
 import re
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -27,8 +32,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 import data
 import ddp

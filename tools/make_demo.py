@@ -15,16 +15,19 @@ What gives a forgery away here, as in real ones:
 - inpainting: the filled area is smooth and has no noise.
 So the set is easy: a method that does well on it has learned local noise and traces of resampling, no more than that.
 """
-import json
-import math
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+import signals  # first: the others take seconds
+
+import json
+import math
 
 import cv2
 import numpy as np
 from sklearn.datasets import load_sample_images
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 from log import make_output_dir, say, write_file
 from registry import Parser, UserError, counted, exit_on_user_error, natural

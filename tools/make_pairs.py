@@ -10,23 +10,26 @@ Writes a list of [image, mask or "Negative"], with paths relative to the JSON wh
 --list takes the split lists of papers: one line an image, its mask (None or -1: it has none) in the second column.
 What has no partner is listed, and then nothing is written unless --skip_unpaired leaves it out.
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+import signals  # first: the others take seconds
+
 import collections
 import csv
 import json
 import os
 import posixpath
 import re
-import sys
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 import cv2
 import numpy as np
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, MAX_BYTES, list_files, list_images, list_masks,
                   pair_by_name, read_image, read_regular, split_stem, stored_size)

@@ -9,19 +9,22 @@ like a_gt or a_mask, keep their values. Files that are small enough are copied b
 stored, with the EXIF orientation beside them. JPEGs keep their quantisation tables and subsampling, and WebP becomes
 lossless. The same command again continues where an interrupted one stopped.
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+import signals  # first: the others take seconds
+
 import collections
 import io
 import json
 import os
 import shutil
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 from data import (IMAGE_SUFFIXES, MASK_FILE_SUFFIXES, MASK_SUFFIX, dataset_kind, list_files, list_images, list_masks,
                   open_pillow, orientation_of, read_bytes, read_image, read_json, read_pairs, read_sets, resolve_path)

@@ -18,6 +18,13 @@ and AP only by pairs of pixels that near to each other, and any metric that rise
 between its values for the map made 1/510 better and 1/510 worse everywhere. What rests on the equal error rate may
 jump.
 """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
+
+import signals  # first: the others take seconds
+
 import argparse
 import collections
 import concurrent.futures
@@ -25,14 +32,10 @@ import functools
 import operator
 import os
 import re
-import sys
-from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the repository
 
 import data
 import metrics
