@@ -582,7 +582,7 @@ class CombinedF1(PixelMetric):
     def value(self, draw):
         pixel = draw.mean(draw.columns[self.name][0], where=draw.truth)
         image = sensitivity_specificity(*draw.counts(self.threshold)).numpy()
-        return 2 * pixel * image / (pixel + image)
+        return 2 * pixel * image / np.maximum(pixel + image, 1e-300)  # 0 where both are
 
 
 def expand(specs):
