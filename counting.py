@@ -315,6 +315,26 @@ def tpr_at(limit, tp, fp):
 # Sets
 
 
+class Rows:
+    """Rows of an array, added piece by piece. They move into twice the memory where it is full: small pieces that stay
+    from every batch would keep the memory of its large ones from being used again."""
+
+    def __init__(self, rows=()):
+        self.memory, self.count = np.array(rows), len(rows)
+
+    def add(self, rows):
+        """Append (n, ...) rows."""
+        if self.count + len(rows) > len(self.memory):
+            former, self.memory = self.all(), np.empty((2 * (self.count + len(rows)), *rows.shape[1:]), rows.dtype)
+            self.memory[:self.count] = former.reshape(-1, *rows.shape[1:])
+        self.memory[self.count:self.count + len(rows)] = rows
+        self.count += len(rows)
+
+    def all(self):
+        """Return all rows, an array."""
+        return self.memory[:self.count]
+
+
 def score_levels():
     """Return float32 scores in rising order that part those from 0 to 1: steps of 1/1024 of the distance to the
     nearer end, down to 2^-40 at 0 and 2^-24 at 1. Each value of an 8-bit map lies between two of its own."""
@@ -337,12 +357,12 @@ class Levels:
         tp, fp: (R, levels + 1) float64 counts, above all and from the highest level down; R is 1, or the resamples
         f1, iou: (R, levels + 1) sums of FIXED_POINT times the values of images that hold something tampered
         tampered: (R,) their number
-        images: [(2, 256) uint32] of each image, its tampered and authentic pixels of each 8-bit value
+        images: `Rows` (2, 256) uint32 of each image, its tampered and authentic pixels of each 8-bit value
     """
 
     def __init__(self, samples_keys=()):
         self.tp, self.fp, self.f1, self.iou = np.zeros((4, 1, len(LEVELS) + 1))
-        self.tampered, self.images = np.zeros(1), []
+        self.tampered, self.images = np.zeros(1), Rows()
         self.add(samples_keys)
 
     def add(self, samples_keys):
@@ -357,7 +377,7 @@ class Levels:
                 self.f1 += np.rint(f1_values * FIXED_POINT)
                 self.iou += np.rint(iou_of(f1_values) * FIXED_POINT)
                 self.tampered += 1
-            self.images.append(np.diff(self.above(BYTE_LEVELS, keys, tampered)).astype(np.uint32))
+            self.images.add(np.diff(self.above(BYTE_LEVELS, keys, tampered)).astype(np.uint32)[None])
 
     @staticmethod
     def above(levels, keys, tampered):
@@ -371,7 +391,7 @@ class Levels:
         """Add what another process counted."""
         for name in ("tp", "fp", "f1", "iou", "tampered"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.images += other.images
+        self.images.add(other.images.all())
 
 
 class Draw:
@@ -420,7 +440,7 @@ class Draw:
         """The `Levels` of every resample, from its images' 8-bit values, or of the set as a whole."""
         if self.is_whole:
             return self.whole
-        drawn, counts = Levels(), np.array(self.whole.images, dtype=np.float64).reshape(-1, 2, 256)
+        drawn, counts = Levels(), self.whole.images.all().reshape(-1, 2, 256).astype(np.float64)
         tp, fp = np.pad(np.cumsum(counts, axis=2), ((0, 0), (0, 0), (1, 0))).transpose(1, 0, 2)
         f1_values = np.nan_to_num(f1_curve(tp, fp))
         drawn.tp, drawn.fp, drawn.tampered = self.weights @ tp, self.weights @ fp, self.weights @ (tp[:, -1] > 0)

@@ -206,9 +206,11 @@ def average(values):
 
 def cleanup():
     """Leave the process group, all ranks at once: rank 0 may still write while the others are done."""
+    global patient, store
     if dist.is_available() and dist.is_initialized():
         gather(None)
         dist.destroy_process_group()
+        patient = store = None  # their threads must not outlive the interpreter
 
 
 def wrap(model, device, find_unused_parameters=False):

@@ -10,7 +10,7 @@ import torch
 
 import data
 import ddp
-from counting import Draw, Levels, Samples, valid_pixels
+from counting import Draw, Levels, Rows, Samples, valid_pixels
 from log import Progress
 from metrics import PixelMetric, refuse_bad_values, refuse_repeated, scores_from
 from registry import UserError, counted
@@ -133,20 +133,19 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
     model_name = model_name or type(model).__name__
     dataset.keep_masks = eval_size == "original"
     loader = data.eval_loader(dataset, batch_size, num_workers, pin_memory, ddp.rank(), ddp.world_size())
-    records, checked = [[] for _ in dataset.attacks or [None]], False  # one list of batches per attack strength
-    level_sets = [Levels() if needs_levels(metrics) else None for _ in records]
+    records, checked = [Record(metrics) for _ in dataset.attacks or [None]], False  # one per attack strength
     unread = collections.deque()  # read after the next forward is queued, so that a GPU doesn't wait for its results
 
     def read_one():
         record, index, names, table, ready = unread.popleft()
-        record.append((index, read_table(table, ready, metrics, names, model_name), names if keep_names else []))
+        record.add(index, read_table(table, ready, metrics, names, model_name), names if keep_names else [])
 
     # Not inference_mode: what a model caches during forward (position grids) must stay usable in training.
     with (torch.no_grad(), eval_mode(model, model_eval), ddp.fail_together(),
           Progress(label, len(dataset), progress) as bar):
         for versions in loader:
             versions = versions if dataset.attacks else [versions]
-            for record, levels, loaded in zip(records, level_sets, versions, strict=True):
+            for record, loaded in zip(records, versions, strict=True):
                 batch = data.to_device(loaded, device)
                 with autocast():
                     output = model(**batch)
@@ -154,7 +153,8 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
                     check_output(output, batch, metrics, model_name)
                     checked = True
                 unread.append((record, loaded["index"].numpy(), batch["name"],
-                               *score_batch(output, batch, metrics, model_name, levels, loaded.get("whole_mask"))))
+                               *score_batch(output, batch, metrics, model_name, record.levels,
+                                            loaded.get("whole_mask"))))
                 if len(unread) > 1:
                     read_one()
                 if on_batch:
@@ -162,9 +162,20 @@ def evaluate(model, dataset, metrics, *, device=torch.device("cpu"), batch_size=
             bar.update(len(batch["name"]) * ddp.world_size())
         while unread:
             read_one()
-    shares = [list(zip(*share)) for share in ddp.gather((records, level_sets))]
-    return [summarize([part for part, _ in parts], [levels for _, levels in parts], metrics, len(dataset), keep_names)
-            for parts in zip(*shares)]
+    return [summarize(parts, metrics, len(dataset), keep_names) for parts in zip(*ddp.gather(records))]
+
+
+class Record:
+    """What a rank has found of its images: their index and table of `read_table`, their names, and their `Levels`, None
+    where no metric needs them."""
+
+    def __init__(self, metrics):
+        self.table, self.names, self.levels = Rows(), [], Levels() if needs_levels(metrics) else None
+
+    def add(self, index, table, names):
+        """Add the images of a batch."""
+        self.table.add(np.column_stack([index, table]))
+        self.names += names
 
 
 @contextlib.contextmanager
@@ -256,28 +267,24 @@ def read_table(table, ready, metrics, names, model_name):
     return columns[:-3].T
 
 
-def summarize(records, level_sets, metrics, expected, keep_names):
-    """Return the `Result` of all ranks' shares of `expected` images.
-
-    A record holds (index, table of `read_table`, names) per batch, its `Levels` are None where no metric needs them.
-    """
-    index, table, names = zip(*sum(records, []))
-    index, table, names = np.concatenate(index), np.concatenate(table), [name for part in names for name in part]
+def summarize(records, metrics, expected, keep_names):
+    """Return the `Result` of all ranks' `Record`s of `expected` images."""
+    index, *columns = np.concatenate([record.table.all() for record in records if record.table.count]).T
     order = np.argsort(index)
     if index[order].tolist() != list(range(expected)):
         raise RuntimeError(f"evaluated {len(index)} images, {len(np.unique(index))} of them different, of a dataset of "
                            f"{expected}: the sampler must give every image once over all ranks.")
-    score, label, *rows = np.ascontiguousarray(table[order].T)
+    score, label, *rows = np.array(columns)[:, order]
     columns, values, counted = {}, {}, {}
     for metric in pixel_metrics(metrics):
         count = metric.count_columns()
         columns[metric.name], rows = np.array(rows[:count]).reshape(count, expected), rows[count:]
     per_image = {metric.name: columns[metric.name][0] for metric in pixel_metrics(metrics) if metric.has_images()}
-    levels = level_sets[0]
-    for other in level_sets[1:] if levels else ():
-        levels.merge(other)
+    levels, names = records[0].levels, [name for record in records for name in record.names]
+    for record in records[1:] if levels else ():
+        levels.merge(record.levels)
     if levels:
-        levels.images = [levels.images[i] for i in order]
+        levels.images = Rows(levels.images.all()[order])
     names = [names[i] for i in order] if keep_names else None
     result = Result(values, counted, {}, score, label, per_image, names, columns, levels)
     for metric in metrics:

@@ -592,8 +592,11 @@ def expand(specs):
     groups = {"pixel": [name for name, each in METRICS.items() if not each.judges_images],
               "image": [name for name, each in METRICS.items() if each.judges_images]}
     groups["all"] = [*groups["pixel"], *groups["image"]]
-    lists = [sum(map(every.get, groups[spec]), []) if spec in groups else [spec] for spec in specs]
-    return list(dict.fromkeys(sum(lists, [])))
+    names = []
+    for spec in specs:
+        found = [spec] if spec not in groups else sum(map(every.get, groups[spec]), [])
+        names += [name for name in found if spec not in groups or name not in names]
+    return names
 
 
 def parse_metrics(specs):

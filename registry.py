@@ -162,7 +162,18 @@ def exit_on_user_error(main):
                 print(f"error{on_rank()}:\n" * bool(on_rank()) + traceback.format_exc(), end="", file=sys.stderr)
             if hint := hint_for(error):
                 print("hint:", hint, file=sys.stderr, flush=True)
-    sys.exit(1)
+    except SystemExit as error:
+        leave(error.code)
+    leave(1)
+
+
+def leave(code):
+    """End the program, where ranks have joined at once: gloo's threads would abort it on its way out."""
+    if joined_ranks():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(bool(code)))
+    sys.exit(code)
 
 
 def joined_ranks():

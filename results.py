@@ -60,7 +60,8 @@ def compare(first, second, metrics, resamples=RESAMPLES, seed=SEED):
     """
     count, rows = len(first.label), {}
     levels = Levels()
-    levels.images = [*first.levels.images, *second.levels.images] if first.levels else []
+    for each in (first, second) if first.levels else ():
+        levels.images.add(each.levels.images.all())
     columns = {name: np.concatenate([column, second.columns[name]], axis=1) for name, column in first.columns.items()}
 
     def exchanged(swap):  # (R, N): 1 where the second model's prediction stands for the first's

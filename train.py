@@ -25,6 +25,7 @@ from evaluate import check_output, evaluate, evaluation_options
 from log import EpochLog, add_images, forget_rows_from, open_output, record, remove_file, say, tensorboard
 from registry import (UserError, build_model, counted, exit_on_user_error, natural, parse_args, positive, post_function,
                       rate, script_parser, without_starting_weights)
+from results import lower_is_better
 
 
 def get_args():
@@ -145,14 +146,16 @@ def write_images(writer, tag, batch, output, step):
         add_images(writer, f"{tag}/{name}", value[:4], step)
 
 
-def evaluate_sets(model, test_sets, metric_list, writer, epoch, options):
+def evaluate_sets(model, test_sets, metric_list, writer, epoch, options, stop):
     """Evaluate on every test set; return log entries: `test_<metric>` (mean over the sets), and with several
-    `test_<set>/<metric>`."""
+    `test_<set>/<metric>`. Calls `stop` after the batch in which a signal has come."""
     row, values = {}, {metric.name: [] for metric in metric_list}
     for name, test_set in test_sets.items():
         shown = []  # one entry when the set's first batch is in TensorBoard
 
         def show_first(batch, output):
+            if signals.asked:
+                stop()
             if writer and not shown:
                 write_images(writer, f"test {name}", batch, output, epoch)
                 shown.append(name)
@@ -167,6 +170,12 @@ def evaluate_sets(model, test_sets, metric_list, writer, epoch, options):
         defined = [value for value in column if not math.isnan(value)]
         row[f"test_{metric}"] = sum(defined) / len(defined) if defined else math.nan
     return row
+
+
+def is_better(value, best):
+    """Tell whether a value is better than that of `best`, if it has one; some metrics count errors."""
+    sign = -1 if lower_is_better(best["metric"]) else 1
+    return not math.isnan(value) and (best["epoch"] is None or sign * value > sign * best["value"])
 
 
 def main():
@@ -301,18 +310,23 @@ def main():
                         say(f"saved {unfinished} after step {step + 1} of {len(batches)}")
                         ddp.cleanup()  # when it is written
                         signals.end(wish)
-            signals.heed()
 
             # Evaluate
             refuse_broken_weights(raw_model, epoch)
-            losses = ddp.average(progress.means())
+            losses, state = ddp.average(progress.means()), progress.state()
+
+            def stop():
+                save(unfinished, begun=state, order=order)
+                signals.end(signals.asked)
+
             row = {"epoch": epoch, "train_lr": progress.lr}
             row |= {f"train_{name}": value for name, value in losses.items()}
             if test_sets and ((epoch + 1) % args.test_period == 0 or epoch + 1 == args.epochs):
                 ddp.share_buffers(raw_model)
-                row |= evaluate_sets(raw_model, test_sets, metric_list, writer, epoch, evaluation_options(args, device))
+                row |= evaluate_sets(raw_model, test_sets, metric_list, writer, epoch, evaluation_options(args, device),
+                                     stop)
                 value = row[f"test_{metric_list[0].name}"]
-                if value > best["value"]:
+                if is_better(value, best):
                     best.update(epoch=epoch, value=value, folder=str(output_dir))
 
             # Save, then log, so that a disk that is full there loses no epoch
@@ -327,6 +341,7 @@ def main():
                 if batch:
                     write_images(writer, "train", batch, output, epoch)
                 record(row, log, writer)
+            signals.heed()
             former_best = best["epoch"]
 
     if best["epoch"] is not None:

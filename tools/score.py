@@ -40,8 +40,8 @@ import torch
 import data
 import metrics
 import results
-from counting import Levels, Samples
-from evaluate import needs_levels, read_table, summarize, tabulate
+from counting import Samples
+from evaluate import Record, needs_levels, read_table, summarize, tabulate
 from log import Progress, as_text, csv_lines, format_table, make_output_dir, say, write_file
 from predictions import versions
 from registry import Parser, UserError, counted, exit_on_user_error, finite, usable_cpus
@@ -391,7 +391,7 @@ def score(predictions, test_set, wanted, args, eval_size):
     if needing and unscored:
         raise UserError(f"{predictions.path}: {unscored} of {counted(len(rows), 'image')} have no saved score, which "
                         f"the metric '{needing[0]}' needs: give --score_from max, or take it off the list.")
-    records, levels, misfits, highest = [], Levels() if needs_levels(wanted) else None, [], 0
+    record, misfits, highest = Record(wanted), [], 0
     job = functools.partial(score_image, predictions=predictions, test_set=test_set, wanted=wanted,
                             conditions=args.where, at_network=eval_size == "network")
     with (concurrent.futures.ThreadPoolExecutor(usable_cpus()) as pool,
@@ -408,21 +408,22 @@ def score(predictions, test_set, wanted, args, eval_size):
             elif found:
                 columns, name, keys, own = found
                 highest = max(highest, own)
-                if levels:
-                    levels.add(keys)
-                records.append((np.array([len(records)]), columns, [name]))
+                if record.levels:
+                    record.levels.add(keys)
+                record.add([record.table.count], columns, [name])
     if misfits:
         own = predictions.about["size"] == "original"
         raise UserError(f"{predictions.path}: {counted(len(misfits), 'map')} of another size than wanted here "
                         f"({few(misfits)}, height x width): save the maps again{' as large as the images' * own}.")
-    if predictions.is_foreign() and records and 0 < highest < 1.5 / 255:
+    count = record.table.count
+    if predictions.is_foreign() and count and 0 < highest < 1.5 / 255:
         raise UserError(f"{predictions.path}: no map holds a score above 1/255, as if they held 0 and 1 instead of 0 "
                         "and 255: save them with 255, or 65535 with 16 bits, for the score 1.")
-    if not records:
+    if not count:
         raise UserError(f"--where {words_of(args.where)}: selects none of the {counted(len(rows), 'image')} of "
                         f"{place}; loosen it.")
-    say(f"{place}: {len(records)} of {counted(len(rows), 'image')}, at the {SIZES[eval_size]}")
-    return summarize([records], [levels], wanted, len(records), keep_names=True)
+    say(f"{place}: {count} of {counted(len(rows), 'image')}, at the {SIZES[eval_size]}")
+    return summarize([record], wanted, count, keep_names=True)
 
 
 def words_of(conditions):
