@@ -289,9 +289,10 @@ def best_either_f1(tp, fp):
 
 def equal_error(tp, fp):
     """Return (place, rate) of the threshold where FPR and FNR are closest, the first of several; NaN with one class."""
-    fnr, fpr = 1 - tp / known(tp[..., -1:]), fp / known(fp[..., -1:])
-    place = np.abs(fpr - fnr).argmin(axis=-1)
-    return place, np.take_along_axis((fpr + fnr) / 2, place[..., None], axis=-1)[..., 0]
+    positives, negatives = tp[..., -1:], fp[..., -1:]
+    place = np.abs(fp * positives - (positives - tp) * negatives).argmin(axis=-1)  # whole numbers: ties are exact
+    rates = (1 - tp / known(positives) + fp / known(negatives)) / 2
+    return place, np.take_along_axis(rates, place[..., None], axis=-1)[..., 0]
 
 
 def eer(tp, fp):

@@ -260,7 +260,8 @@ def read_table(table, ready, metrics, names, model_name):
         ready.synchronize()
     columns = table.numpy()
     score, label = columns[:2]
-    refuse_bad_values(image_metrics(metrics), score, score, label * (label - 1), names, model_name)
+    for metric in image_metrics(metrics):
+        refuse_bad_values([metric], score, score, label * (label - 1), names, model_name, metric.keys()[-1])
     if not any("pred_mask" in metric.keys() for metric in metrics):
         return columns.T
     refuse_bad_values(pixel_metrics(metrics), *columns[-3:], names, model_name)
@@ -269,7 +270,8 @@ def read_table(table, ready, metrics, names, model_name):
 
 def summarize(records, metrics, expected, keep_names):
     """Return the `Result` of all ranks' `Record`s of `expected` images."""
-    index, *columns = np.concatenate([record.table.all() for record in records if record.table.count]).T
+    records = [record for record in records if record.table.count]  # a rank may have no image
+    index, *columns = np.concatenate([record.table.all() for record in records]).T
     order = np.argsort(index)
     if index[order].tolist() != list(range(expected)):
         raise RuntimeError(f"evaluated {len(index)} images, {len(np.unique(index))} of them different, of a dataset of "

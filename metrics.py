@@ -235,9 +235,9 @@ FLOOR_8_BIT = just_below(128 / 255)  # MVSS-Net: floor(255 score) / 255 > 0.5
 INVERSE_HALF = 0.5 - 2.0**-24  # IMDL-BenCo's IoU of the inverted map: 1 - score > 0.5
 
 
-def imdlbenco_double_iou(samples, threshold):
+def imdlbenco_double_iou(samples, _):
     """The better IoU of map and of inverted map, in which 0.5 is authentic too."""
-    return [torch.maximum(zero(iou)(*samples.counts(threshold)), zero(inverted(iou))(*samples.counts(INVERSE_HALF)))]
+    return [torch.maximum(zero(iou)(*samples.counts(0.5)), zero(inverted(iou))(*samples.counts(INVERSE_HALF)))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ class PixelMetric(Metric):
 
     def count_columns(self):
         """Return how many tensors `columns` gives: those of a pooled formula are counts."""
-        return 1 if self.has_images() else 4 if self.way.pooled else 0
+        return 4 if self.way and self.way.pooled else 0 if self.way and self.way.of_set else 1
 
     def value(self, draw):
         """The value of a set and of each of its resamples, (R,), from a `Draw`."""
@@ -424,7 +424,7 @@ class PixelF1(PixelMetric):
 class PixelIOU(PixelMetric):
     title, formula = "pixel-level IOU", staticmethod(iou)
     ways = {"imdlbenco": counted_at(zero(iou)), "imdlbenco_reverse": counted_at(zero(inverted(iou)), INVERSE_HALF),
-            "imdlbenco_double": Way(imdlbenco_double_iou), "pooled": pooled(iou)}
+            "imdlbenco_double": Way(imdlbenco_double_iou, fixed=True), "pooled": pooled(iou)}
 
 
 class PixelAccuracy(PixelMetric):
@@ -579,6 +579,9 @@ class CombinedF1(PixelMetric):
     def keys(self):
         return ["pred_mask"] if self.rule else ["pred_mask", "pred_label"]
 
+    def has_images(self):
+        return False  # the column is that of PixelF1:mvssnet
+
     def value(self, draw):
         pixel = draw.mean(draw.columns[self.name][0], where=draw.truth)
         image = sensitivity_specificity(*draw.counts(self.threshold)).numpy()
@@ -644,20 +647,22 @@ def refuse_repeated(metrics):
             raise UserError(f"the metric '{name}' is on the list twice; keep one.")
 
 
-def refuse_bad_values(metrics, lowest, highest, bad_truth, names=None, model_name="metric"):
+def refuse_bad_values(metrics, lowest, highest, bad_truth, names=None, model_name="metric", key=None):
     """Raise UserError for the first image whose prediction is NaN, or no probability where one is needed, or whose
-    truth isn't 0/1 (see `Samples.checks`). The metrics are those of one key; without any, nothing is refused."""
+    truth isn't 0/1 (see `Samples.checks`). The values are those of one `key`, the metrics' own if None; without any
+    metric, nothing is refused."""
     if any(low > high for low, high in zip(lowest, highest)):  # infinities, of nothing on a GPU
         raise UserError(NO_PIXEL)
     for metric in metrics:
+        judged = key or metric.key
         for i, (low, high, bad) in enumerate(zip(lowest, highest, bad_truth)):
             image = f"image {names[i] if names else i}"
             if bad:
-                truth = metric.key.removeprefix("pred_")
+                truth = judged.removeprefix("pred_")
                 raise UserError(f"{image}: its {truth} holds values other than 0 and 1; correct it.")
             if low != low:
-                raise UserError(f"{model_name}: {metric.key} is NaN for {image}: the training has diverged, or a value "
+                raise UserError(f"{model_name}: {judged} is NaN for {image}: the training has diverged, or a value "
                                 "overflows in mixed precision, which --if_not_amp turns off.")
-            if (low < 0 or high > 1) and (metric.key == "pred_label" or metric.takes_scores):
-                raise UserError(f"{model_name}: {metric.key} reaches from {low:.4g} to {high:.4g} for {image}, but "
+            if (low < 0 or high > 1) and (judged == "pred_label" or metric.takes_scores):
+                raise UserError(f"{model_name}: {judged} reaches from {low:.4g} to {high:.4g} for {image}, but "
                                 f"'{metric.name}' needs probabilities in 0..1; return them through a sigmoid.")

@@ -18,6 +18,7 @@ import torch
 import ddp
 from evaluate import label_scores
 from log import remove_file, write_file
+from registry import UserError
 
 
 def versions():
@@ -68,6 +69,9 @@ class Saver:
     def __call__(self, batch, output):
         for job in self.jobs:
             job.result()
+        if output.get("pred_mask") is None:
+            raise UserError("--save_predictions: the model's forward returned no pred_mask, which is what it saves; "
+                            "leave the flag out.")
         scores = label_scores(output, batch["label"])
         scores = [None] * len(batch["label"]) if scores is None else scores.tolist()
         maps = output["pred_mask"].detach().float().cpu().numpy()[:, 0]

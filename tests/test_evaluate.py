@@ -14,7 +14,7 @@ from torch import nn
 import data
 from evaluate import check_output, evaluate
 from log import Progress, format_table
-from metrics import ImageAccuracy, ImageAUC, ImageF1, PixelAUC, PixelF1, parse_metrics
+from metrics import CombinedF1, ImageAccuracy, ImageAUC, ImageF1, PixelAUC, PixelF1, parse_metrics
 from registry import UserError
 
 NUM_IMAGES, SIDE = 23, 24
@@ -98,7 +98,7 @@ def run_rank(rank, folder):
             break
         dist.init_process_group("gloo", f"file://{folder}/store{world_size}", rank=rank, world_size=world_size)
         torch.save(toy_results(), f"{folder}/{world_size}-{rank}.pt")
-        few, = evaluate(Toy(), Images(2), [PixelF1()], batch_size=4)  # the third process has no image
+        few, = evaluate(Toy(), Images(2), all_metrics(), batch_size=4)  # the third process has no image
         assert few.counted["pixel-level F1"] == 1
         one, = evaluate(Toy(), Images(1), [PixelF1()], batch_size=4)
         assert len(one.score) == 1
@@ -154,6 +154,7 @@ def test_attacks_rows_and_batch_callback():
     rows = list(first.rows())
     assert [row["name"] for row in rows] == [f"folder/{i}.png" for i in range(5)]
     assert math.isnan(rows[0]["pixel-level F1"]) and 0 <= rows[1]["pixel-level F1"] <= 1 and 0 < rows[1]["score"] < 1
+    assert "pixel-level AP" in rows[0] and "combined F1" not in rows[0]  # which is of the set alone
     assert "pixel-level F1: " in first.describe() and "(3 images, 2 left out)" in first.describe()
 
 
@@ -173,6 +174,8 @@ def test_images_that_come_twice_or_never_are_an_error(monkeypatch):
     ({"pred_label": torch.zeros(2, 2)}, ImageF1(), "one value per image"),
     ({"pred_label": torch.tensor([0.5, math.nan])}, ImageF1(), r"pred_label is NaN for image folder/1\.png"),
     ({"pred_label": torch.tensor([0.5, 3.0])}, ImageAccuracy(), "'image-level Accuracy' needs probabilities"),
+    ({"pred_mask": torch.zeros(2, 1, 24, 24), "pred_label": torch.tensor([0.5, 3.0])}, CombinedF1(),
+     "pred_label reaches from 3 to 3 for image folder/1"),
     ({"pred_mask": torch.full((2, 1, 24, 24), 2.0)}, PixelAUC(), r"image folder/0\.png.*'pixel-level AUC' needs"),
     ({"pred_label": torch.zeros(2), "visual_loss": {"a": torch.zeros(2)}}, ImageF1(), "'a' is no scalar"),
     ({"pred_label": torch.zeros(2), "visual_image": {"a": torch.zeros(2, 24, 24)}}, ImageF1(), "visual_image 'a' is"),

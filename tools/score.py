@@ -583,7 +583,8 @@ def columns_of(specs, known):
 def run_table(args, output_dir):
     """Print and write one table of the results of several runs."""
     folders, tables = zip(*map(read_run, args.paths))
-    rows = [{**row, "run": name} for name, table in zip(short_names(folders), tables) for row in table]
+    rows = [{**row, "run": f"{name} {row['run']}" if row.get("run") else name}  # a run may be a score of several
+            for name, table in zip(short_names(folders), tables) for row in table]
     prints = {}
     for row in rows:
         own = row.get("fingerprint") or NOT_COMPUTED
