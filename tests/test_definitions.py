@@ -215,6 +215,16 @@ def test_on_paper():
         assert metric(*SCORES) == pytest.approx(expected), name
 
 
+def test_equal_errors_as_close_as_each_other():
+    """Scores .5 .4 .3 .2 .1, tampered .4 and .1. From .4 on FPR is 1/3 and FNR 1/2, from .3 on 2/3 and 1/2: the first
+    counts, though in floating point the second difference of 1/6 is the smaller one."""
+    score, truth = np.array([.5, .4, .3, .2, .1]), np.array([0, 1, 0, 0, 1])
+    rate, f1_there = parse_metrics(["ImageEER", "PixelF1:eer"])
+    assert rate(score, truth) == pytest.approx((1 / 3 + 1 / 2) / 2)
+    pred, mask = (torch.tensor(values, dtype=torch.float)[None, None, None] for values in (score, truth))
+    assert f1_there(pred, mask).item() == pytest.approx(2 * 1 / (2 * 1 + 1 + 1))
+
+
 def test_border_on_paper():
     """A square of 21 x 21 in 41 x 41: erosion by 15 leaves 7 x 7, dilation by 11 spares all but 31 x 31."""
     mask, pred = torch.zeros(1, 1, 41, 41), torch.zeros(1, 1, 41, 41)

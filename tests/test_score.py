@@ -276,6 +276,13 @@ def test_table(images, rivals, saved, tmp_path):
     score("table", *twins, "--output_dir", tmp_path / "table")
     text = (tmp_path / "table" / "results.md").read_text()
     assert "| a/out good |" in text and "| b/out good |" in text
+    for name in ("good", "bad"):
+        shutil.copytree(rivals / name, tmp_path / name / "maps")
+    score(tmp_path / "good" / "maps", tmp_path / "bad" / "maps", "--dataset", images / "set.json", "--output_dir",
+          tmp_path / "both")
+    score("table", tmp_path / "both", "--output_dir", tmp_path / "table")
+    text = (tmp_path / "table" / "results.md").read_text()
+    assert "| both good/maps maps |" in text and "| both bad/maps maps |" in text
     content = json.loads((twins[1] / "results.json").read_text())
     for row in content["results"]:
         row["fingerprint"] = "0123456789ab"
