@@ -87,7 +87,7 @@ def main():
                     say(f"predictions in {saver.folder}")
                 if ddp.is_main():
                     rows += result_rows(result, metric_list, {"checkpoint": path.name, "set": name},
-                                        {"fingerprint": test_set.fingerprint})
+                                        {"fingerprint": test_set.fingerprint, "eval_size": args.eval_size})
                     write_result(output_dir / name, path, result, test_set, writers[name], args.save_per_image)
                     write_file(output_dir / "results.csv", csv_lines(rows))
 

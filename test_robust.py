@@ -90,7 +90,7 @@ def main():
             test_set.attacks = list(attack)
             place = f"{name}/{attack.name}" if len(test_sets) > 1 else attack.name
             results = evaluate(model, test_set, metric_list, label=place, **evaluation_options(args, device))
-            about = {"checkpoint": path.name, "fingerprint": test_set.fingerprint}
+            about = {"checkpoint": path.name, "fingerprint": test_set.fingerprint, "eval_size": args.eval_size}
             for strength, result in zip(attack.strengths, results):
                 say(f"  strength {strength}  {result.describe()}")
                 table.append([place, strength, *result.values.values()])

@@ -116,6 +116,7 @@ def test_original_size_and_scores_from_maps(images, checkpoints, tmp_path, fitti
                     "top1%", "--eval_size", "original", "--save_predictions", "float", "--save_per_image")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     row = {row["metric"]: row for row in csv_rows(tmp_path / "results.csv")}
+    assert row["pixel-level F1"]["eval_size"] == "original"
     assert list(row) == ["pixel-level F1", "image-level AUC (score: top1%)", "image-level Recall (score: top1%)"]
     folder = tmp_path / "set" / "predictions" / "checkpoint-2"
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -454,9 +454,10 @@ def run_score(args, output_dir):
         place = {"checkpoint": each.about["checkpoint"], "set": set_name(each.about["set"], args.where)}
         place = {"run": runs[each.given], **place} if runs else place
         say(f"{' '.join(place.values())}  {result.describe()}")
-        rows += results.result_rows(result, wanted, place, {"fingerprint": test_set.fingerprint})
+        rows += results.result_rows(result, wanted, place, {"fingerprint": test_set.fingerprint,
+                                                            "eval_size": eval_size})
         per_image += [{**place, **row} for row in result.rows()] if args.save_per_image else []
-        about["scored"].append({**place, "predictions": str(each.path), "eval_size": eval_size})
+        about["scored"].append({**place, "predictions": str(each.path)})
     results.write_results(output_dir, rows, about)
     if per_image:
         write_file(output_dir / "per_image.csv", csv_lines(per_image))
@@ -525,7 +526,8 @@ def run_compare(args, output_dir):
             verdict = f"{'A' if better else 'B'} is better" if row["decided"] else "not decided"
             rows.append({"set": name, "metric": metric, "A": row["first"], "B": row["second"],
                          **{key: row[key] for key in ("difference", "low", "high", "p")}, "verdict": verdict,
-                         "images": compared[0].counted[metric], "fingerprint": test_sets[0].fingerprint})
+                         "images": compared[0].counted[metric], "fingerprint": test_sets[0].fingerprint,
+                         "eval_size": eval_size})
     header = ["metric", "A", "B", "difference", "95 % interval", "p", ""]
     say(f"A: {args.paths[0]}\nB: {args.paths[1]}")
     for name in dict.fromkeys(row["set"] for row in rows):
