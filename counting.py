@@ -431,6 +431,14 @@ class Draw:
         p, g = self.score, self.truth
         return torch.from_numpy(self.weights @ np.stack([p * g, p * ~g, (1 - p) * g, (1 - p) * ~g]).T).unbind(dim=1)
 
+    @functools.cached_property
+    def sums(self):
+        """{metric's name: (2, R, K)}: the sums of its columns where they are not NaN, and of how many images."""
+        table = np.concatenate([np.zeros((0, len(self.score))), *self.columns.values()])
+        sums = np.stack([self.weights @ each.T for each in (np.nan_to_num(table), ~np.isnan(table))])  # at once: fast
+        ends = np.cumsum([len(column) for column in self.columns.values()])
+        return {name: sums[..., end - len(column):end] for end, (name, column) in zip(ends, self.columns.items())}
+
     def mean(self, column, where=True):
         """Weighted mean of (N,) values where they are not NaN, (R,); NaN where there is none."""
         defined = ~np.isnan(column) & where

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from counting import (NO_PIXEL, Draw, Levels, area, average_precision, best_either_f1, best_f1, best_mean, eer,
-                      f1_at_eer, iou_of, tpr_at, valid_pixels)
+                      f1_at_eer, iou_of, known, tpr_at, valid_pixels)
 from registry import UserError, nearest
 
 MODES = ("origin", "reverse", "double")
@@ -214,12 +214,12 @@ def weighted(formula, pooled=False):
     return Way(columns, formula if pooled else None, fixed=True, ranks=True)
 
 
-def auc_or_zero(one_class):
-    """Each image's AUC; 0 where something is missing: "tampered", or "either" class."""
+def auc_or_zero(one_class, of_area=lambda area: area):
+    """A function of each image's AUC; 0 where something is missing: "tampered", or "either" class."""
     def column(samples, _):
         tp, fp, fn, tn = samples.counts(0.5)
         missing = (tp + fn == 0) | ((fp + tn == 0) & (one_class == "either"))
-        return [torch.where(missing, 0.0, samples.auc())]
+        return [torch.where(missing, 0.0, of_area(samples.auc()))]
     return Way(column, fixed=True, ranks=True)
 
 
@@ -361,10 +361,10 @@ class PixelMetric(Metric):
         """The value of a set and of each of its resamples, (R,), from a `Draw`."""
         if self.way and self.way.of_set:
             return self.way.of_set(draw)
-        columns = draw.columns[self.name]
+        sums, images = draw.sums[self.name]
         if self.way and self.way.pooled:
-            return self.way.pooled(*torch.from_numpy(draw.weights @ columns.T).unbind(dim=1)).numpy()
-        return draw.mean(columns[0])
+            return self.way.pooled(*torch.from_numpy(sums).unbind(dim=1)).numpy()
+        return sums[:, 0] / known(images[:, 0])
 
 
 class ImageMetric(Metric):
@@ -433,7 +433,10 @@ class PixelAccuracy(PixelMetric):
 
 class PixelAUC(PixelMetric):
     title, takes_scores = "pixel-level AUC", True
-    ways = {"imdlbenco": auc_or_zero("tampered"), "photoholmes": auc_or_zero("either"),
+    ways = {"imdlbenco": auc_or_zero("tampered"),
+            "imdlbenco_reverse": auc_or_zero("tampered", lambda area: 1 - area),
+            "imdlbenco_double": auc_or_zero("tampered", lambda area: torch.maximum(area, 1 - area)),
+            "photoholmes": auc_or_zero("either"),
             "pooled": over_set(lambda levels: area(levels.tp, levels.fp))}
 
 
