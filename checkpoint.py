@@ -348,8 +348,8 @@ def resume_training(path, model, optimizer, scaler, args, model_args, metric, or
 
 def refuse_other_order(path, epoch, stored, order):
     """Raise UserError where other images would follow a checkpoint inside an epoch than in its own run."""
-    changed = [f"{what} {shown(stored.get(what))} instead of {value}" for what, value in order.items()
-               if None not in (value, stored.get(what)) and stored[what] != value]  # a fingerprint may not be there
+    changed = [f"{what} {shown(stored[what])} instead of {value}" for what, value in order.items()
+               if what in stored and stored[what] != value]  # a fingerprint may not be there
     if changed:
         raise UserError(f"--resume {path} is of inside epoch {epoch} and had {', '.join(changed)}, so other images "
                         "would follow: give the same flags, dataset and number of processes, or move the file away to "

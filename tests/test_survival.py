@@ -125,6 +125,29 @@ def test_a_checkpoint_inside_an_epoch_is_exact(images, tmp_path, monkeypatch, st
     assert rows(straight) == rows(stopped) and saved(straight) == saved(stopped)
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_signal_in_an_evaluation(images, repository, tmp_path, processes):
+    """The epoch is kept and its evaluation done again, also where the first rank waits for the others; what evaluating
+    with batch statistics does to buffers is not saved."""
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    flags = ["--test_period", 2, "--test_batch_size", 2, "--no_model_eval"]
+
+    def run(output, *more, here=processes == 1):
+        command = random_net(images, output, *flags, *more, model="Stopped")
+        if here:
+            return run_here(*command)
+        return run_script(*command, cwd=tmp_path, root=repository, processes=None if processes == 1 else processes)
+
+    assert run(straight).returncode == 0
+    done = run(stopped, "--after", 3, *["--parent"] * (processes > 1), here=False)
+    assert done.returncode == (143 if processes == 1 else 1) and done.stderr.count(LINES[signal.SIGTERM]) == 1
+    assert sorted(path.name for path in stopped.glob("*.pth")) == ["checkpoint-0.pth", "checkpoint-1-unfinished.pth"]
+    done = run(stopped, "--resume", "auto")
+    assert done.returncode == 0 and "epoch 1 goes on after step" in done.stdout, done.stderr
+    assert equal(weights(straight / "checkpoint-3.pth"), weights(stopped / "checkpoint-3.pth"))
+    assert rows(straight) == rows(stopped)
+
+
 def test_a_full_disk_while_logging_loses_no_epoch(images, tmp_path, monkeypatch):
     """The row is added by the run that goes on."""
     straight, output = tmp_path / "straight", tmp_path / "out"
