@@ -219,8 +219,10 @@ def main():
     trainable = sum(p.numel() for p in raw_model.parameters() if p.requires_grad)
     say(f"model {args.model}: {count:,} parameters, {trainable:,} of them trainable; "
         f"{counted(ddp.world_size(), 'process', 'processes')} on {device.type}")
-    if trainable == 0:
-        raise UserError(f"--model {args.model}: the model has no trainable parameter, so there is nothing to train.")
+    with ddp.fail_together():
+        if trainable == 0:
+            raise UserError(f"--model {args.model}: the model has no trainable parameter, so there is nothing to "
+                            "train.")
     if args.save_trainable_only and trainable == count:
         say(f"note: --save_trainable_only: {args.model} has no frozen parameter, so checkpoints hold all")
         args.save_trainable_only = False
@@ -234,8 +236,9 @@ def main():
     peak = args.lr if args.lr is not None else args.blr * effective_batch / 256
     steps = counted(len(batches), "step")
     say(f"peak learning rate {peak:.2e}, effective batch size {effective_batch}, {steps} per epoch")
-    optimizer = make_optimizer(raw_model, args.weight_decay, peak)
-    shares = rate_shares(optimizer, peak)
+    with ddp.fail_together():
+        optimizer = make_optimizer(raw_model, args.weight_decay, peak)
+        shares = rate_shares(optimizer, peak)
     autocast, scales = ddp.mixed_precision(args, device)
     scaler = torch.amp.GradScaler(device.type, enabled=scales)
     left_out = frozen_hashes(raw_model) if args.save_trainable_only else {}
