@@ -271,13 +271,14 @@ def find_resume(resume, output_dir):
         found = list_resumable(resume) if resume and Path(resume).is_dir() else []
         path = (found or find_checkpoints(resume, "--resume"))[-1] if resume else None
     refuse_different(path and path.name, f"--resume {resume}")
-    if earlier and path and path.parent.resolve() == Path(output_dir).resolve():
-        if path.name != earlier[-1].name:
-            raise UserError(f"--resume {path}: {output_dir} holds later checkpoints up to {earlier[-1].name}, which "
-                            "would get mixed with new ones: move them away, or give another --output_dir.")
-    elif earlier:
-        raise UserError(f"--output_dir {output_dir} holds {counted(len(earlier), 'checkpoint')} of an earlier run: "
-                        "give --resume auto to go on with it, or another --output_dir.")
+    with ddp.fail_together():
+        if earlier and path and path.parent.resolve() == Path(output_dir).resolve():
+            if path.name != earlier[-1].name:
+                raise UserError(f"--resume {path}: {output_dir} holds later checkpoints up to {earlier[-1].name}, "
+                                "which would get mixed with new ones: move them away, or give another --output_dir.")
+        elif earlier:
+            raise UserError(f"--output_dir {output_dir} holds {counted(len(earlier), 'checkpoint')} of an earlier "
+                            "run: give --resume auto to go on with it, or another --output_dir.")
     return path
 
 
@@ -340,16 +341,17 @@ def resume_training(path, model, optimizer, scaler, args, model_args, metric, or
             say(f"resumed from {path}: epoch {epoch} {'goes on' if begun else 'comes next'}{inside}")
         else:
             say(f"weights from {path}; it holds no optimizer, so training starts at epoch {epoch}")
-    if epoch >= args.epochs:
-        raise UserError(f"nothing left to train: the next epoch is {epoch} and --epochs is {args.epochs}; raise "
-                        "--epochs.")
+    with ddp.fail_together():
+        if epoch >= args.epochs:
+            raise UserError(f"nothing left to train: the next epoch is {epoch} and --epochs is {args.epochs}; raise "
+                            "--epochs.")
     return epoch, best, begun, row
 
 
 def refuse_other_order(path, epoch, stored, order):
     """Raise UserError where other images would follow a checkpoint inside an epoch than in its own run."""
-    changed = [f"{what} {shown(stored.get(what))} instead of {value}" for what, value in order.items()
-               if None not in (value, stored.get(what)) and stored[what] != value]  # a fingerprint may not be there
+    changed = [f"{what} {shown(stored[what])} instead of {value}" for what, value in order.items()
+               if what in stored and stored[what] != value]  # a fingerprint may not be there
     if changed:
         raise UserError(f"--resume {path} is of inside epoch {epoch} and had {', '.join(changed)}, so other images "
                         "would follow: give the same flags, dataset and number of processes, or move the file away to "

@@ -792,6 +792,9 @@ def check_sizes(image_paths, mask_paths, image_rows, mask_rows):
 # Datasets
 
 
+NOT_COMPUTED = "not computed"  # in place of a fingerprint
+
+
 class Facts(NamedTuple):
     """What the files of a dataset tell; None where they were not read."""
 
@@ -859,7 +862,7 @@ class ImageDataset(Dataset):
         if not names:
             raise UserError(f"{path} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))}).")
         # What only the files tell: before, a mask counts as one that marks something.
-        unread = Facts(sum(map(bool, masks)), None, None, "not computed")
+        unread = Facts(sum(map(bool, masks)), None, None, NOT_COMPUTED)
         self.facts = self.read_files(images, masks) if fingerprint else unread
         self.fingerprint = self.facts.fingerprint
         # One array of bytes each, which forked workers share; a list of str would be copied as it is read.
@@ -1086,7 +1089,7 @@ class BalancedDataset(ImageDataset):
         for name, start, end in zip(self.paths, self.ends, self.ends[1:]):
             images, masks = (list(map(os.fsdecode, texts[start:end])) for texts in (self.images, self.masks))
             facts = self.read_files(images, masks) if fingerprint else None
-            tampered, own = (facts.tampered, facts.fingerprint) if facts else (sum(map(bool, masks)), "not computed")
+            tampered, own = (facts.tampered, facts.fingerprint) if facts else (sum(map(bool, masks)), NOT_COMPUTED)
             self.members.append(f"  {name}: {counted(end - start, 'image')}, {tampered} tampered, "
                                 f"{end - start - tampered} authentic, fingerprint {own}"
                                 + (", repeated within an epoch" if end - start < sample_number else ""))

@@ -134,10 +134,9 @@ def exit_on_user_error(main):
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid text
     try:
-        try:
-            return main()
-        finally:
-            signals.heed()
+        result = main()
+        signals.heed()
+        return result
     except UserError as error:
         message = str(error).rpartition("registry.UserError: ")[2]  # a loader's worker puts its traceback in front
         if joined_ranks() or is_first():  # before the ranks have joined, all fail in the same way
@@ -151,6 +150,7 @@ def exit_on_user_error(main):
         print(signals.farewell(signal.SIGINT), file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
+        signals.heed()  # which may be the cause
         # what becomes of a worker torch raises wherever the main process stands
         known = limit_of(error) if "DataLoader worker" in str(error) else None
         if known is None and joined_ranks():
@@ -168,7 +168,11 @@ def exit_on_user_error(main):
 
 
 def leave(code):
-    """End the program, where ranks have joined at once: gloo's threads would abort it on its way out."""
+    """End the program, where ranks have joined at once: gloo's threads would abort it on its way out.
+
+    A signal that waits decides the code; what failed meanwhile, such as saving on a full disk, was said before.
+    """
+    signals.heed()
     if joined_ranks():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -378,7 +378,8 @@ FORMS = {  # key of a checkpoint -> what it must be, and how to tell
     "optimizer": ("the state of an optimizer", is_optimizer),
     "scaler": ("the numbers of a loss scaler", is_scaler),
     "begun": ("how far an epoch is", is_begun),
-    "order": ("what the order of the images depends on", lambda order: isinstance(order, dict)),
+    "order": ("what the order of the images depends on", lambda order: isinstance(order, dict)
+              and all(map(is_plain, order.values()))),
     "row": ("a row of log.txt", is_row),
 }
 

@@ -146,16 +146,16 @@ def write_images(writer, tag, batch, output, step):
         add_images(writer, f"{tag}/{name}", value[:4], step)
 
 
-def evaluate_sets(model, test_sets, metric_list, writer, epoch, options, stop):
+def evaluate_sets(model, test_sets, metric_list, writer, epoch, options):
     """Evaluate on every test set; return log entries: `test_<metric>` (mean over the sets), and with several
-    `test_<set>/<metric>`. Calls `stop` after the batch in which a signal has come."""
+    `test_<set>/<metric>`. KeyboardInterrupt after the batch in which a signal has come."""
     row, values = {}, {metric.name: [] for metric in metric_list}
     for name, test_set in test_sets.items():
         shown = []  # one entry when the set's first batch is in TensorBoard
 
         def show_first(batch, output):
             if signals.asked:
-                stop()
+                raise KeyboardInterrupt
             if writer and not shown:
                 write_images(writer, f"test {name}", batch, output, epoch)
                 shown.append(name)
@@ -219,8 +219,10 @@ def main():
     trainable = sum(p.numel() for p in raw_model.parameters() if p.requires_grad)
     say(f"model {args.model}: {count:,} parameters, {trainable:,} of them trainable; "
         f"{counted(ddp.world_size(), 'process', 'processes')} on {device.type}")
-    if trainable == 0:
-        raise UserError(f"--model {args.model}: the model has no trainable parameter, so there is nothing to train.")
+    with ddp.fail_together():
+        if trainable == 0:
+            raise UserError(f"--model {args.model}: the model has no trainable parameter, so there is nothing to "
+                            "train.")
     if args.save_trainable_only and trainable == count:
         say(f"note: --save_trainable_only: {args.model} has no frozen parameter, so checkpoints hold all")
         args.save_trainable_only = False
@@ -234,13 +236,16 @@ def main():
     peak = args.lr if args.lr is not None else args.blr * effective_batch / 256
     steps = counted(len(batches), "step")
     say(f"peak learning rate {peak:.2e}, effective batch size {effective_batch}, {steps} per epoch")
-    optimizer = make_optimizer(raw_model, args.weight_decay, peak)
-    shares = rate_shares(optimizer, peak)
+    with ddp.fail_together():
+        optimizer = make_optimizer(raw_model, args.weight_decay, peak)
+        shares = rate_shares(optimizer, peak)
     autocast, scales = ddp.mixed_precision(args, device)
     scaler = torch.amp.GradScaler(device.type, enabled=scales)
     left_out = frozen_hashes(raw_model) if args.save_trainable_only else {}
     order = {"--seed": args.seed, "--batch_size": args.batch_size, "--accum_iter": args.accum_iter,
-             "processes": ddp.world_size(), "images": len(train_set), "fingerprint": train_set.fingerprint}
+             "processes": ddp.world_size(), "images": len(train_set)}
+    if train_set.fingerprint != data.NOT_COMPUTED:  # rank 0's
+        order["fingerprint"] = train_set.fingerprint
     start_epoch, best, begun, last_row = resume_training(resume, raw_model, optimizer, scaler, args, model_args,
                                                          metric_list[0].name, order)
     with ddp.fail_together():
@@ -314,17 +319,19 @@ def main():
             # Evaluate
             refuse_broken_weights(raw_model, epoch)
             losses, state = ddp.average(progress.means()), progress.state()
-
-            def stop():
-                save(unfinished, begun=state, order=order)
-                signals.end(signals.asked)
-
             row = {"epoch": epoch, "train_lr": progress.lr}
             row |= {f"train_{name}": value for name, value in losses.items()}
             if test_sets and ((epoch + 1) % args.test_period == 0 or epoch + 1 == args.epochs):
                 ddp.share_buffers(raw_model)
-                row |= evaluate_sets(raw_model, test_sets, metric_list, writer, epoch, evaluation_options(args, device),
-                                     stop)
+                ddp.seed_everything(args.seed, epoch, len(batches))  # dropout with --no_model_eval
+                try:
+                    row |= evaluate_sets(raw_model, test_sets, metric_list, writer, epoch,
+                                         evaluation_options(args, device))
+                except BaseException:  # of another kind where this rank waited for one that a signal has ended
+                    if signals.asked:
+                        save(unfinished, begun=state, order=order)
+                        signals.end(signals.asked)
+                    raise
                 value = row[f"test_{metric_list[0].name}"]
                 if is_better(value, best):
                     best.update(epoch=epoch, value=value, folder=str(output_dir))

@@ -2,6 +2,9 @@
 
 The fixture `repository` puts this file into models/ of a copy, and importing it registers them here.
 """
+import os
+import signal
+import time
 from typing import Optional
 
 import torch
@@ -25,6 +28,23 @@ class RandomNet(nn.Module):
         loss = F.binary_cross_entropy_with_logits(logits, mask)
         return {"backward_loss": loss, "pred_mask": logits.sigmoid(),
                 "pred_label": logits.sigmoid().amax(dim=(1, 2, 3))}
+
+
+@MODELS.register_module()
+class Stopped(RandomNet):
+    """Gets SIGTERM in the `after`-th forward of evaluation, its own process or, with `parent`, torchrun; this rank then
+    takes a second, the others are done."""
+
+    def __init__(self, after: int = 0, parent: bool = False):
+        super().__init__()
+        self.after, self.parent = after, parent
+
+    def forward(self, image, mask, *args, **kwargs):
+        self.after -= not torch.is_grad_enabled()
+        if self.after == 0 and not torch.is_grad_enabled():
+            os.kill(os.getppid() if self.parent else os.getpid(), signal.SIGTERM)
+            time.sleep(self.parent)
+        return super().forward(image, mask)
 
 
 @MODELS.register_module()

@@ -47,7 +47,6 @@ from predictions import versions
 from registry import Parser, UserError, counted, exit_on_user_error, finite, usable_cpus
 
 FORMS = ("compare", "table")  # what may stand before the paths
-NOT_COMPUTED = "not computed"  # in place of a fingerprint
 SIZES = {"network": "size of the model's input", "original": "images' own size"}
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq,
              "!=": operator.ne}
@@ -158,8 +157,8 @@ class Predictions(NamedTuple):
         return not self.is_foreign() and any(row["label"] is None for row in self.about["images"])
 
     def fingerprint(self):
-        """Return that of the labelled dataset, or NOT_COMPUTED."""
-        return NOT_COMPUTED if self.is_unlabelled() else self.about["fingerprint"]
+        """Return that of the labelled dataset, or data.NOT_COMPUTED."""
+        return data.NOT_COMPUTED if self.is_unlabelled() else self.about["fingerprint"]
 
 
 def find_predictions(given, args):
@@ -186,7 +185,7 @@ def find_predictions(given, args):
                         "--save_predictions or save_images.py wrote, or maps as PNG.")
     if not args.dataset:
         raise UserError(f"{given} holds PNGs and no manifest.json: give --dataset with the set that they are of.")
-    about = {"checkpoint": as_text(path.resolve().name), "fingerprint": NOT_COMPUTED, "size": "original"}
+    about = {"checkpoint": as_text(path.resolve().name), "fingerprint": data.NOT_COMPUTED, "size": "original"}
     members = members_of(args.dataset)
     return [Predictions(given, path / name if len(members) > 1 else path, {**about, "set": name, "dataset": member})
             for name, member in members.items()]
@@ -241,7 +240,7 @@ def open_set_of(predictions, args):
     options = {"image_size": about["image_size"], "padding": about["if_padding"]} if "image_size" in about else {}
     test_set = open_set(dataset, flag, fingerprint=not args.no_fingerprint, progress=not args.no_progress, **options)
     theirs, ours = predictions.fingerprint(), test_set.fingerprint
-    if NOT_COMPUTED in (theirs, ours):
+    if data.NOT_COMPUTED in (theirs, ours):
         say(f"note: {path}: paired with the images of {dataset} by name, without a fingerprint of both")
     elif theirs != ours:
         raise UserError(f"{path}: is of a dataset with the fingerprint {theirs}, but that of {dataset} is {ours}: its "
@@ -492,7 +491,7 @@ def pairs_of(first, second, args):
 def refuse_different(a, b):
     """Raise UserError where two manifests of one set are of different images; says which."""
     prints = [each.fingerprint() for each in (a, b)]
-    if NOT_COMPUTED in prints or prints[0] == prints[1]:
+    if data.NOT_COMPUTED in prints or prints[0] == prints[1]:
         return  # what isn't told by fingerprints, the names in `rows_of` will
     _, _, *alone = matched(*([row["name"] for row in each.about["images"]] for each in (a, b)))
     which = "; ".join(f"only in {side}: {few(found)}" for side, found in zip("AB", alone) if found)
@@ -589,8 +588,8 @@ def run_table(args, output_dir):
             for name, table in zip(short_names(folders), tables) for row in table]
     prints = {}
     for row in rows:
-        own = row.get("fingerprint") or NOT_COMPUTED
-        other, run = prints.setdefault(row["set"], (own, row["run"])) if own != NOT_COMPUTED else (own, None)
+        own = row.get("fingerprint") or data.NOT_COMPUTED
+        other, run = prints.setdefault(row["set"], (own, row["run"])) if own != data.NOT_COMPUTED else (own, None)
         if own != other:
             raise UserError(f"table: the set {row['set']} is not the same in {run} and {row['run']}: fingerprints "
                             f"{other} and {own}; test both on one copy.")
