@@ -132,8 +132,10 @@ def lay_out(rows):
     def words(row, *keys):
         return " ".join(str(row[key]) for key in keys if row.get(key) not in (None, ""))
 
-    cells = {(words(row, "set", "attack", "strength"), words(row, "run", "checkpoint"), row["metric"]): row
-             for row in rows}
+    def place_of(row):
+        return words(row, "set", "attack", "strength") + " (original size)" * (row.get("eval_size") == "original")
+
+    cells = {(place_of(row), words(row, "run", "checkpoint"), row["metric"]): row for row in rows}
     places, runs, metrics = (list(dict.fromkeys(key[i] for key in cells)) for i in range(3))
     filled = {key[:2] for key in cells}
     return cells, [(place, run) for place in places for run in runs if (place, run) in filled], metrics

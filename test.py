@@ -42,7 +42,6 @@ def get_args():
 
 def main():
     args, model_args = get_args()
-    device = ddp.init(args.device, args.dist_timeout)
     metric_list = [
         # TODO the metrics to compute, the first one decides which checkpoint is best: any of README.md, "Metrics",
         # others by their mode, PixelF1(mode="double"), or a class of your own with their interface
@@ -50,6 +49,7 @@ def main():
         metrics.PixelIOU(threshold=0.5),
     ]
     metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label, args.threshold, args.score_from)
+    device = ddp.init(args.device, args.dist_timeout)
     dataset_options = data.dataset_options(args, post_function(args.model, model_args), ddp.is_main())
     output_dir, log_dir = open_output(args, model_args)
     ddp.seed_everything(args.seed)

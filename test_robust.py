@@ -56,7 +56,6 @@ def make_attacks(names, noise_unit, seed, convention):
 
 def main():
     args, model_args = get_args()
-    device = ddp.init(args.device, args.dist_timeout)
     metric_list = [
         # TODO the metrics to compute: any of README.md, "Metrics", other definitions by their mode,
         # PixelF1(mode="double"), or a class of your own with their interface
@@ -65,6 +64,7 @@ def main():
     ]
     attacks = make_attacks(args.attacks, args.noise_unit, args.seed, args.attack_convention)
     metric_list = metrics.choose(args.metrics, metric_list, args.if_predict_label, args.threshold, args.score_from)
+    device = ddp.init(args.device, args.dist_timeout)
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):
         raise UserError(f"two attacks share a name ({', '.join(names)}), under which results are kept: give one "
