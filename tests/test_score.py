@@ -257,11 +257,16 @@ def test_table(images, rivals, saved, tmp_path):
     for name in ("good", "bad"):
         score(rivals / name, "--dataset", images / "set.json", "--metrics", "PixelF1", "PixelFPR", "PixelAUC",
               "--output_dir", tmp_path / "runs" / name)
-    runs = [tmp_path / "runs" / "bad", tmp_path / "runs" / "good" / "results.json", saved["padding"]]
+    worst = json.loads((tmp_path / "runs" / "bad" / "results.json").read_text())
+    for row in worst["results"]:
+        row["value"] /= 2
+    (tmp_path / "runs" / "worst").mkdir()
+    (tmp_path / "runs" / "worst" / "results.json").write_text(json.dumps(worst))
+    runs = [tmp_path / "runs" / "bad", tmp_path / "runs" / "good" / "results.json", tmp_path / "runs" / "worst"]
     printed = score("table", *runs, "--metrics", "pixel-level FPR", "PixelF1", "--output_dir", tmp_path / "table")
-    f1, rate = ({run: float(values(run)[metric][0]) for run in (tmp_path / "runs" / "good", tmp_path / "runs" / "bad",
-                                                                saved["padding"])}
-                for metric in ("pixel-level F1", "pixel-level FPR"))
+    f1, rate = ({"good": float(values(tmp_path / "runs" / "good")[metric][0]), "bad": (bad := float(
+        values(tmp_path / "runs" / "bad")[metric][0])), "worst": bad / 2} for metric in ("pixel-level F1",
+                                                                                         "pixel-level FPR"))
     text = (tmp_path / "table" / "results.md").read_text()
     assert text.splitlines()[0] == "| set | run | pixel-level FPR | pixel-level F1 |" and len(text.splitlines()) == 5
     for numbers, ordered in ((f1, sorted(f1.values(), reverse=True)), (rate, sorted(rate.values()))):
