@@ -44,7 +44,8 @@ def get_args():
     group.add_argument("--epochs", type=positive, default=200, help="number of epochs in all (default: %(default)s)")
     group.add_argument("--start_epoch", type=natural, default=0, help="number of the first epoch; --resume sets it")
     group.add_argument("--resume", default=None, help="go on from a checkpoint (file, or folder: its newest), whose "
-                                                      "flags this run's override; auto = the newest of output_dir")
+                                                      "flags this run's override; auto = the newest undamaged "
+                                                      "one of output_dir")
     group.add_argument("--find_unused_parameters", action="store_true",
                        help="for models that leave parameters without gradient in some steps")
     group = parser.add_argument_group("optimizer")

@@ -45,7 +45,7 @@ def equal(first, second):
 
 def saved(folder):
     """The epochs whose checkpoints a folder holds."""
-    return sorted(checkpoint.checkpoint_epoch(p) for p in folder.glob("*.pth"))
+    return [checkpoint.checkpoint_epoch(p) for p in checkpoint.list_checkpoints(folder)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
