@@ -168,6 +168,21 @@ def paper_table(rows):
         [metric, *(cell(place, run, metric) for place, run in lines)] for metric in metrics]
 
 
+def best_checkpoint(rows):
+    """Return (name, mean) of the checkpoint whose mean of the first metric over the sets is the best; (None, None)
+    where there is but one checkpoint, or no value."""
+    cells, lines, metrics = lay_out(rows)
+    means = {}
+    for checkpoint in dict.fromkeys(run for _, run in lines):
+        values = [cells.get(line + (metrics[0],), {}).get("value") for line in lines if line[1] == checkpoint]
+        values = [value for value in values if value is not None and value == value]
+        if values:
+            means[checkpoint] = sum(values) / len(values)
+    choose = min if lower_is_better(metrics[0]) else max
+    best = choose(means, key=means.get, default=None) if len({run for _, run in lines}) > 1 else None
+    return best, means.get(best)
+
+
 def print_table(rows, folder=None):
     """Print rows of results.csv or results.json: sets x metrics for every run or checkpoint, the other way round where
     there are more than eight metrics.
@@ -176,14 +191,7 @@ def print_table(rows, folder=None):
     """
     cells, lines, metrics = lay_out(rows)
     values = {key: row["value"] for key, row in cells.items()}
-    means = {}
-    for checkpoint in dict.fromkeys(run for _, run in lines) if folder else ():
-        defined = [values[line + (metrics[0],)] for line in lines if line[1] == checkpoint]
-        defined = [value for value in defined if value == value]
-        if defined:
-            means[checkpoint] = sum(defined) / len(defined)
-    choose = min if lower_is_better(metrics[0]) else max
-    best = choose(means, key=means.get, default=None) if len({run for _, run in lines}) > 1 else None
+    best, mean = best_checkpoint(rows) if folder else (None, None)
     marks = {run: run + " *" * (run == best) for _, run in lines}
     if len(metrics) <= 8:
         table = [[place, marks[run], *(values.get((place, run, metric)) for metric in metrics)] for place, run in lines]
@@ -193,7 +201,7 @@ def print_table(rows, folder=None):
                                 [[metric, *(values.get((place, run, metric)) for place, run in lines)]
                                  for metric in metrics]))
     if best:
-        say(f"* best checkpoint by the mean {metrics[0]} over the sets: {folder / best} ({means[best]:.4f})")
+        say(f"* best checkpoint by the mean {metrics[0]} over the sets: {folder / best} ({mean:.4f})")
 
 
 def markdown(header, lines):
