@@ -5,11 +5,14 @@ values lie inside.
 """
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 
 from counting import Draw, Levels
 from log import csv_lines, format_table, say, write_file
+from registry import ROOT, UserError
 
 RESAMPLES, SEED = 10_000, 0
 
@@ -232,3 +235,13 @@ def latex(header, lines):
     body = [" & ".join(map(text, line)) + r" \\" for line in [header, *lines]]
     return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule",
                       r"\end{tabular}", ""])
+
+
+def make_report(folder, args):
+    """Make report.html in a test's output folder, as its --report asks for; UserError where that fails."""
+    flags = [flag for flag in ("no_fingerprint", "no_progress") if getattr(args, flag)]
+    command = [sys.executable, ROOT / "tools" / "report.py", folder, "--output", folder / "report.html",
+               *(f"--{flag}" for flag in flags)]
+    if subprocess.run(command).returncode:
+        raise UserError(f"--report: no page could be made, for the reason above; the results in {folder} are complete, "
+                        f"and python tools/report.py {folder} makes the page later.")
