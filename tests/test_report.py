@@ -5,7 +5,6 @@ Run: python -m pytest tests/test_report.py
 """
 import base64
 import csv
-import html
 import html.parser
 import json
 import re
@@ -169,6 +168,10 @@ def test_several_runs_stand_side_by_side(run, tmp_path):
     changed = [row["name"].rpartition("/")[2] for row in rows[:3]]
     for row in rows[:3]:
         np.save(maps / row["file"], 1 - np.load(maps / row["file"]))
+    earlier = other / "earlier" / "predictions" / best  # of a set that results.json doesn't know
+    shutil.copytree(maps, earlier)
+    manifest = json.loads((earlier / "manifest.json").read_text())
+    (earlier / "manifest.json").write_text(json.dumps({**manifest, "set": "earlier"}))
     assert "37 images of 2 sets" in make(run[1], other, "--output", tmp_path / "both.html")
     page = Page(tmp_path / "both.html")
     differ = [card for card in page.cards if "differ" in card["data-group"].split()]
@@ -205,7 +208,8 @@ def test_what_is_missing_is_said(run, checkpoints, tmp_path):
         shutil.copytree(output, folder)
         (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
     for flags, words in (([tmp_path / "nothing"], "no such folder"), ([tmp_path / "empty"], "neither a results.json"),
-                         ([moved], "give --dataset"), ([output, another], "fingerprints"), ([bare, bare], "given twice")):
+                         ([moved], "give --dataset"), ([output, another], "fingerprints"),
+                         ([bare, bare], "given twice")):
         done = run_here("tools/report.py", *flags, "--output", tmp_path / "no.html")
         assert done.returncode == 1 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "no.html").exists()

@@ -4,12 +4,12 @@
     python tools/report.py output_test output_robust --output report.html
     python tools/report.py output_test_a output_test_b --output report.html     # side by side, where they differ most
 
-RUN is an output folder of test.py, test_robust.py, save_images.py or tools/score.py; test.py --report and test_robust.py
---report call this at their end. The page is one file, which needs no network: tables with intervals and the best
-checkpoint; F1 histogram, F1 against tampered area and reliability of the best checkpoint; robustness curves; and per
-set the 24 worst, best and median images, the authentic ones with the largest false alarms and, of several runs, those
-where these differ most. Curves and images need the maps of test.py --save_predictions or save_images.py, and the
-dataset where it was. Fewer images are shown of many sets, so that the file stays below 20 MB.
+RUN is an output folder of test.py, test_robust.py, save_images.py or tools/score.py; --report of the first two calls
+this at the end. The page is one file, which needs no network: tables with intervals and the best checkpoint; F1
+histogram, F1 against tampered area and reliability of the best checkpoint; robustness curves; and per set the 24 worst,
+best and median images, the authentic ones with the largest false alarms and, of several runs, those where these differ
+most. Curves and images need the maps of test.py --save_predictions or save_images.py, and the dataset where it was.
+Fewer images are shown of many sets, so that the file stays below 20 MB.
 """
 import sys
 from pathlib import Path
@@ -45,8 +45,9 @@ BINS = 15  # of a reliability diagram
 IMAGES, THUMBNAILS = 24, 2000  # most per set and group; most on a page, which lowers the other for many sets
 BYTES, EACH = 11_000_000, 24_000  # of all thumbnails, and the most of one
 OUTLINE = 500  # most points of a mask's outline
-NUMBERS = np.dtype([(name, np.float64) for name in ("f1", "iou", "area", "height", "width", "alarm", "highest", "score")]
-                   + [(name, np.float64, BINS) for name in ("pixels", "tampered", "probability")])
+NUMBERS = np.dtype([
+    *((name, np.float64) for name in ("f1", "iou", "area", "height", "width", "alarm", "highest", "score")),
+    *((name, np.float64, BINS) for name in ("pixels", "tampered", "probability"))])
 GROUPS = {"differ": "where the runs differ most", "worst": "worst", "median": "median", "best": "best",
           "alarms": "largest false alarms", "marked": "most marked"}
 
@@ -83,8 +84,8 @@ class Run(NamedTuple):
 def read_folder(folder, name, args):
     """Return the Run of an output folder; UserError where it holds neither results nor predictions."""
     if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder; give an output folder of test.py, test_robust.py, save_images.py or "
-                        "tools/score.py.")
+        raise UserError(f"{folder}: no such folder; give an output folder of test.py, test_robust.py, save_images.py "
+                        "or tools/score.py.")
     folder, rows, command = Path(folder), [], []
     if (folder / "results.json").exists():
         rows, command = read_run(folder)[1], data.read_json(folder / "results.json").get("command", [])
@@ -94,6 +95,8 @@ def read_folder(folder, name, args):
                         "test_robust.py, save_images.py or tools/score.py.")
     clean = [row for row in rows if not row.get("attack")]
     best = results.best_checkpoint(clean) if clean else (None, None)
+    tested = {(row["set"], row.get("checkpoint")) for row in clean}  # an earlier run may have left other maps
+    found = [each for each in found if not tested or (each.about["set"], each.about["checkpoint"]) in tested]
     chosen = {}
     for each in sorted(found, key=lambda each: (each.about["checkpoint"] == best[0],
                                                 [int(part) for part in re.findall(r"\d+", each.about["checkpoint"])])):
@@ -287,7 +290,8 @@ def robustness(rows):
         if not strengths:
             continue
         low = {-1: "-1"} if min(row["value"] for each in runs.values() for row in each) < 0 else {}
-        chart = Chart(f"{metric}: {attack}", unit, metric, {value: f"{value:g}" for value in strengths}, {**low, **UNIT})
+        ticks = {strength: f"{strength:g}" for strength in strengths}
+        chart = Chart(f"{metric}: {attack}", unit, metric, ticks, {**low, **UNIT})
         for number, (run, each) in enumerate(runs.items()):
             css, ends, own = f"s{number % 6}", chart.ends, clean.get((run, name, metric))
             banded = [row for row in each if row.get("low") is not None]
@@ -322,7 +326,8 @@ def choose(views, most):
 
     Of several runs, the mean decides.
     """
-    f1, alarm, highest = (np.mean([view.numbers[name] for view in views], axis=0) for name in ("f1", "alarm", "highest"))
+    f1, alarm, highest = (np.mean([view.numbers[name] for view in views], axis=0)
+                          for name in ("f1", "alarm", "highest"))
     area = views[0].numbers["area"]
     ranked = np.flatnonzero(area > 0)
     ranked = ranked[np.argsort(f1[ranked], kind="stable")]
@@ -377,7 +382,9 @@ def make_card(item, set_name, limit):
     index, name, groups, views = item
     image, mask, _ = views[0].test_set.read(index)
     path, width, height = outline(mask)
-    labelled = not np.isnan(views[0].numbers[index]["area"])
+    def plain(value):
+        return "" if np.isnan(value) else f"{value:.6f}"
+
     maps = []
     for view in views:
         values, judged = read_sample(view, index, mask)
@@ -391,14 +398,13 @@ def make_card(item, set_name, limit):
         maps.append({"run": view.run.name, "data": thumbnail(heat, limit),
                      "numbers": {name: f"{value:.3f}" for name, value in found.items() if value == value}})
     first = views[0].numbers[index]
-    f1 = np.mean([view.numbers[index]["f1"] for view in views])
     return {"set": set_name, "groups": groups, "maps": maps, "outline": path, "width": width, "height": height,
-            "name": visible(as_text(name)), "f1": "" if f1 != f1 else f"{f1:.6f}",
-            "apart": f"{difference([view.numbers[index] for view in views]):.6f}",
-            "area": f"{first['area']:.6f}" if labelled else "", "size": f"{first['width']:.0f} x {first['height']:.0f}",
+            "name": visible(as_text(name)), "f1": plain(np.mean([view.numbers[index]["f1"] for view in views])),
+            "apart": plain(difference([view.numbers[index] for view in views])), "area": plain(first["area"]),
+            "size": f"{first['width']:.0f} x {first['height']:.0f}",
             "side": int(max(first["width"], first["height"])), "image": thumbnail(image[..., ::-1], limit),
             "kind": f"{100 * first['area']:.2g} % tampered" if first["area"] > 0 else
-            "authentic" if labelled else "unlabelled"}
+            "unlabelled" if np.isnan(first["area"]) else "authentic"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -423,8 +429,9 @@ def make_sections(runs, names, views):
             elif any(row["set"] == name and not row.get("attack") for row in run.rows):
                 f1 = per_image_f1(run, name)
                 charts = [histogram(f1)] if f1 is not None and len(f1) else []
-                note = ("no saved maps, so no images and no further curves: give test.py --report, or --save_predictions"
-                        + " (--save_per_image for the histogram alone)" * (not charts) + ", and make the page again")
+                alone = " (--save_per_image for the histogram alone)" * (not charts)
+                note = ("no saved maps, so no images and no further curves: give test.py --report, or "
+                        f"--save_predictions{alone}, and make the page again")
             if charts or note:
                 section["runs"].append({"name": run.name, "charts": charts, "note": note})
         sections += [section] if section["runs"] else []
