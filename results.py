@@ -5,11 +5,14 @@ values lie inside.
 """
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 
 from counting import Draw, Levels
 from log import csv_lines, format_table, say, write_file
+from registry import ROOT, UserError
 
 RESAMPLES, SEED = 10_000, 0
 
@@ -170,6 +173,21 @@ def paper_table(rows):
         [metric, *(cell(place, run, metric) for place, run in lines)] for metric in metrics]
 
 
+def best_checkpoint(rows):
+    """Return (name, mean) of the checkpoint whose mean of the first metric over the sets is the best; (None, None)
+    where there is but one checkpoint, or no value."""
+    cells, lines, metrics = lay_out(rows)
+    means = {}
+    for checkpoint in dict.fromkeys(run for _, run in lines):
+        values = [cells.get(line + (metrics[0],), {}).get("value") for line in lines if line[1] == checkpoint]
+        values = [value for value in values if value is not None and value == value]
+        if values:
+            means[checkpoint] = sum(values) / len(values)
+    choose = min if lower_is_better(metrics[0]) else max
+    best = choose(means, key=means.get, default=None) if len({run for _, run in lines}) > 1 else None
+    return best, means.get(best)
+
+
 def print_table(rows, folder=None):
     """Print rows of results.csv or results.json: sets x metrics for every run or checkpoint, the other way round where
     there are more than eight metrics.
@@ -178,14 +196,7 @@ def print_table(rows, folder=None):
     """
     cells, lines, metrics = lay_out(rows)
     values = {key: row["value"] for key, row in cells.items()}
-    means = {}
-    for checkpoint in dict.fromkeys(run for _, run in lines) if folder else ():
-        defined = [values[line + (metrics[0],)] for line in lines if line[1] == checkpoint]
-        defined = [value for value in defined if value == value]
-        if defined:
-            means[checkpoint] = sum(defined) / len(defined)
-    choose = min if lower_is_better(metrics[0]) else max
-    best = choose(means, key=means.get, default=None) if len({run for _, run in lines}) > 1 else None
+    best, mean = best_checkpoint(rows) if folder else (None, None)
     marks = {run: run + " *" * (run == best) for _, run in lines}
     if len(metrics) <= 8:
         table = [[place, marks[run], *(values.get((place, run, metric)) for metric in metrics)] for place, run in lines]
@@ -195,7 +206,7 @@ def print_table(rows, folder=None):
                                 [[metric, *(values.get((place, run, metric)) for place, run in lines)]
                                  for metric in metrics]))
     if best:
-        say(f"* best checkpoint by the mean {metrics[0]} over the sets: {folder / best} ({means[best]:.4f})")
+        say(f"* best checkpoint by the mean {metrics[0]} over the sets: {folder / best} ({mean:.4f})")
 
 
 def markdown(header, lines):
@@ -226,3 +237,13 @@ def latex(header, lines):
     body = [" & ".join(map(text, line)) + r" \\" for line in [header, *lines]]
     return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule",
                       r"\end{tabular}", ""])
+
+
+def make_report(folder, args):
+    """Make report.html in a test's output folder, as its --report asks for; UserError where that fails."""
+    flags = [flag for flag in ("no_fingerprint", "no_progress") if getattr(args, flag)]
+    command = [sys.executable, ROOT / "tools" / "report.py", folder, "--output", folder / "report.html",
+               *(f"--{flag}" for flag in flags)]
+    if subprocess.run(command).returncode:
+        raise UserError(f"--report: no page could be made, for the reason above; the results in {folder} are complete, "
+                        f"and python tools/report.py {folder} makes the page later.")

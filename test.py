@@ -7,7 +7,8 @@
 What the command line leaves out (model, its flags, size) is taken from the checkpoint. Writes to --output_dir: per
 dataset a folder with log.txt and TensorBoard curves over the checkpoints; results.csv (one row per checkpoint, dataset
 and metric, with a 95 % interval over the images), the same as .json, .md and .tex; with --save_per_image one CSV per
-dataset with a row per checkpoint and image; with --save_predictions the maps. Prints one table at the end.
+dataset with a row per checkpoint and image; with --save_predictions the maps; with --report a page to look at. Prints
+one table at the end.
 """
 import signals  # first: the others take seconds
 
@@ -22,7 +23,7 @@ from evaluate import evaluate, evaluation_options
 from log import append_file, csv_lines, json_lines, open_output, remove_file, say, tensorboard, write_file
 from predictions import Saver, file_hash, versions
 from registry import build_model, exit_on_user_error, parse_args, post_function, script_parser
-from results import print_table, result_rows, write_results
+from results import make_report, print_table, result_rows, write_results
 
 
 def get_args():
@@ -37,6 +38,9 @@ def get_args():
     group.add_argument("--save_predictions", nargs="?", choices=["8bit", "float"], const="8bit", default=None,
                        help="also save the predicted masks, for tools/score.py: as 8-bit PNG, or as float32 .npy, "
                             "which scores exactly as this run did (8bit when the flag stands alone)")
+    group.add_argument("--report", action="store_true",
+                       help="also make a page to look at, report.html: tables, curves, the best and the worst images "
+                            "(turns on --save_per_image and --save_predictions; see tools/report.py)")
     return parse_args(parser, find_stored=stored_args)
 
 
@@ -67,6 +71,8 @@ def main():
 
     # Every checkpoint on every set; each result is written as soon as it is there
     rows = []  # of results.csv: one per checkpoint, set and metric
+    save_per_image = args.save_per_image or args.report
+    save_predictions = args.save_predictions or ("8bit" if args.report else None)
     for name in test_sets if ddp.is_main() else ():
         for file in ("log.txt", "per_image.csv"):  # of an earlier run
             remove_file(output_dir / name / file)
@@ -76,10 +82,10 @@ def main():
             with ddp.fail_together():
                 load_weights(model, path, "--checkpoint_path")
             for name, test_set in test_sets.items():
-                saver = args.save_predictions and Saver(output_dir / name / "predictions" / path.stem, test_set,
-                                                        args.save_predictions)
+                saver = save_predictions and Saver(output_dir / name / "predictions" / path.stem, test_set,
+                                                   save_predictions)
                 result, = evaluate(model, test_set, metric_list, label=f"{path.name}  {name}", on_batch=saver,
-                                   keep_names=args.save_per_image, **evaluation_options(args, device))
+                                   keep_names=save_per_image, **evaluation_options(args, device))
                 say(f"{path.name}  {name}  {result.describe()}")
                 if saver:
                     saver.finish(set=name, checkpoint=path.name, checkpoint_hash=file_hash(path),
@@ -88,13 +94,17 @@ def main():
                 if ddp.is_main():
                     rows += result_rows(result, metric_list, {"checkpoint": path.name, "set": name},
                                         {"fingerprint": test_set.fingerprint, "eval_size": args.eval_size})
-                    write_result(output_dir / name, path, result, test_set, writers[name], args.save_per_image)
+                    write_result(output_dir / name, path, result, test_set, writers[name], save_per_image)
                     write_file(output_dir / "results.csv", csv_lines(rows))
 
     if ddp.is_main():
         write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
         print_table(rows, paths[0].parent)
         say(f"results, with 95 % intervals, in {output_dir / 'results.csv'}, and as .json, .md and .tex")
+    if args.report:
+        with ddp.fail_together(patiently=True):
+            if ddp.is_main():
+                make_report(output_dir, args)
     ddp.cleanup()
 
 

@@ -20,7 +20,7 @@ from evaluate import evaluate, evaluation_options
 from log import csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
 from predictions import versions
 from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
-from results import result_rows, write_results
+from results import make_report, result_rows, write_results
 
 
 def get_args():
@@ -39,6 +39,8 @@ def get_args():
     group.add_argument("--attack_convention", choices=["exact", "imdlbenco"], default="exact",
                        help="imdlbenco: noise cut off instead of rounded, JPEG with red and blue swapped, as in the "
                             "curves published with it (default: %(default)s)")
+    group.add_argument("--report", action="store_true",
+                       help="also make a page of tables and curves, report.html (see tools/report.py)")
     return parse_args(parser, find_stored=stored_args)
 
 
@@ -105,6 +107,10 @@ def main():
     if ddp.is_main():
         write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
     say(f"results, with 95 % intervals, in {output_dir / 'results.csv'}, and as .json, .md and .tex")
+    if args.report:
+        with ddp.fail_together(patiently=True):
+            if ddp.is_main():
+                make_report(output_dir, args)
     ddp.cleanup()
 
 

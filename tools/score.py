@@ -52,6 +52,10 @@ OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operat
              "!=": operator.ne}
 
 
+class Misfit(UserError):
+    """A map of another size than its mask."""
+
+
 class Condition(NamedTuple):
     """A condition of --where: as given, and whether an image's name and mask (H, W) meet it."""
 
@@ -161,6 +165,12 @@ class Predictions(NamedTuple):
         return data.NOT_COMPUTED if self.is_unlabelled() else self.about["fingerprint"]
 
 
+def find_manifests(folder):
+    """Return the paths of all manifests of saved predictions below a folder."""
+    return [Path(folder) / name for name in data.list_files(folder, {".json"})
+            if re.fullmatch(r"manifest(_.*)?\.json", os.path.basename(name))]
+
+
 def find_predictions(given, args):
     """Return the Predictions that one word of the command line means."""
     path = Path(given)
@@ -168,9 +178,7 @@ def find_predictions(given, args):
         raise UserError(f"{given}: no such file or folder; give a manifest.json, a folder above such, or one of PNGs.")
     if not path.is_dir():
         return [Predictions(given, path, read_manifest(path))]
-    found = [path / name for name in data.list_files(path, {".json"})
-             if re.fullmatch(r"manifest(_.*)?\.json", os.path.basename(name))]
-    if found:
+    if found := find_manifests(path):
         every = [Predictions(given, manifest, read_manifest(manifest)) for manifest in found]
         seen = {}
         for each in every:
@@ -340,31 +348,44 @@ def read_map(path):
     return pixels / np.float32(most)
 
 
+def whole_mask(index, row, test_set):
+    """Return an image's mask at its own size, (H, W) uint8, black for an authentic image."""
+    if path := os.fsdecode(test_set.masks[index]):
+        return data.read_mask(path)
+    if row.get("height"):
+        return np.zeros((row["height"], row["width"]), np.uint8)
+    facts = data.scan_file(os.fsdecode(test_set.images[index]), False)
+    return np.zeros((facts["height"], facts["width"]), np.uint8)
+
+
+def map_and_mask(mask, row, predictions, test_set, at_network):
+    """Return an image's map, float32 (H, W), and its mask of the same size, that of the model's input or the image's
+    own; UserError where the map has another. `mask` is the whole mask."""
+    values, whole = read_map(predictions.file(row)), mask
+    if predictions.about["size"] == "network":
+        sample = test_set.finish(mask, {"mask": mask}, {})
+        height, width = sample["shape"].tolist()
+        mask = sample["mask"][:height, :width]
+    if values.shape != mask.shape:
+        raise Misfit(f"{row['file']} is {values.shape[0]}x{values.shape[1]} instead of {mask.shape[0]}x{mask.shape[1]}")
+    if predictions.about["size"] == "network" and not at_network:
+        values, mask = data.restore_size(values, values.shape, whole.shape, test_set.padding), whole
+    return values, mask
+
+
 def score_image(index, row, predictions, test_set, wanted, conditions, at_network):
     """Return what `score` keeps of one image: None where it isn't selected, a text where its map doesn't fit, else its
     row of `read_table`, name, sorted keys and highest score (1 where no map is needed)."""
-    name, mask_path = (os.fsdecode(each[index]) for each in (test_set.names, test_set.masks))
-    if mask_path:
-        mask = data.read_mask(mask_path)
-    elif row.get("height"):
-        mask = np.zeros((row["height"], row["width"]), np.uint8)
-    else:
-        facts = data.scan_file(os.fsdecode(test_set.images[index]), False)
-        mask = np.zeros((facts["height"], facts["width"]), np.uint8)
+    name, mask = os.fsdecode(test_set.names[index]), whole_mask(index, row, test_set)
     if not all(each.holds(name, mask) for each in conditions):
         return None
     label, pixels, highest = float(mask.any()), None, 1
     if any("pred_mask" in metric.keys() for metric in wanted):
-        values, whole = read_map(predictions.file(row)), mask
+        try:
+            values, mask = map_and_mask(mask, row, predictions, test_set, at_network)
+        except Misfit as misfit:
+            return str(misfit)
         highest = values.max()
-        if predictions.about["size"] == "network":
-            sample = test_set.finish(mask, {"mask": mask}, {})
-            height, width = sample["shape"].tolist()
-            mask = sample["mask"][:height, :width]
-        if values.shape != mask.shape:
-            return f"{row['file']} is {values.shape[0]}x{values.shape[1]} instead of {mask.shape[0]}x{mask.shape[1]}"
-        if predictions.about["size"] == "network" and not at_network:
-            values, mask = data.restore_size(values, values.shape, whole.shape, test_set.padding), whole
         pixels = Samples([torch.from_numpy(values)], [torch.from_numpy(mask)])
     score = None if row["score"] is None else torch.tensor([row["score"]], dtype=torch.float64)
     table, ready = tabulate(score, torch.tensor([label], dtype=torch.float64), pixels, wanted)
@@ -581,18 +602,24 @@ def columns_of(specs, known):
     return list(dict.fromkeys(names))
 
 
-def run_table(args, output_dir):
-    """Print and write one table of the results of several runs."""
-    folders, tables = zip(*map(read_run, args.paths))
-    rows = [{**row, "run": f"{name} {row['run']}" if row.get("run") else name}  # a run may be a score of several
-            for name, table in zip(short_names(folders), tables) for row in table]
+def refuse_mixed(rows):
+    """Raise UserError where rows of several runs, each with "set", "fingerprint" and "run", are of different copies of
+    a set."""
     prints = {}
     for row in rows:
         own = row.get("fingerprint") or data.NOT_COMPUTED
         other, run = prints.setdefault(row["set"], (own, row["run"])) if own != data.NOT_COMPUTED else (own, None)
         if own != other:
-            raise UserError(f"table: the set {row['set']} is not the same in {run} and {row['run']}: fingerprints "
-                            f"{other} and {own}; test both on one copy.")
+            raise UserError(f"the set {row['set']} is not the same in {run} and {row['run']}: fingerprints {other} and "
+                            f"{own}; test both on one copy.")
+
+
+def run_table(args, output_dir):
+    """Print and write one table of the results of several runs."""
+    folders, tables = zip(*map(read_run, args.paths))
+    rows = [{**row, "run": f"{name} {row['run']}" if row.get("run") else name}  # a run may be a score of several
+            for name, table in zip(short_names(folders), tables) for row in table]
+    refuse_mixed(rows)
     known = list(dict.fromkeys(row["metric"] for row in rows))
     names = columns_of(args.metrics, known) if args.metrics else known
     rows = sorted((row for row in rows if row["metric"] in names), key=lambda row: names.index(row["metric"]))
