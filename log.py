@@ -183,6 +183,12 @@ class EpochLog:
                                 f"skipped and the loss scale fell to {scale:g}. Look for a root or logarithm of 0 or a "
                                 "division by 0 in the loss, or give --if_not_amp or --amp_dtype bfloat16.")
 
+    def speed(self):
+        """Return {name: value} of the steps so far, for curves: images per second, and the share of waiting for data."""
+        elapsed = self.clock - self.start
+        return {"images per second": self.images / elapsed, "waiting for data": self.data_times / elapsed
+                } if self.images else {}
+
     def state(self):
         """Return, on all ranks, what an EpochLog needs to go on from here: plain types, for a checkpoint."""
         self.means()  # refuses what is not finite
@@ -232,6 +238,11 @@ class EpochLog:
 
 
 UNFINISHED = ".unfinished-"  # begins the name of a file until all of it is written
+NO_HYPERPARAMETERS = set("""
+    output_dir log_dir device num_workers pin_mem no_progress no_fingerprint dist_timeout world_size local_rank dist_url
+    dist_on_itp resume start_epoch log_per_epoch_count save_period save_every_minutes save_trainable_only test_batch_size
+    find_unused_parameters
+""".split())
 held = collections.deque(maxlen=2)  # the files that lock the folders of this run: --output_dir, and --log_dir if given
 
 
@@ -420,12 +431,13 @@ def forget_rows_from(path, epoch):
     return []
 
 
-def record(row, log, writer):
-    """Add an epoch's row to log.txt and its numbers to TensorBoard's curves."""
+def record(row, log, writer, speed=()):
+    """Add an epoch's row to log.txt, and its numbers and {name: value} of `speed`, which no two runs share, to
+    TensorBoard's curves."""
     append_file(log, json_lines([row]))
-    for name, value in row.items():
-        if name.startswith(("train_", "test_")):
-            writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+    curves = {name.replace("_", "/", 1): value for name, value in row.items() if name.startswith(("train_", "test_"))}
+    for name, value in {**curves, **{f"speed/{name}": value for name, value in dict(speed).items()}}.items():
+        writer.add_scalar(name, value, row["epoch"])
     writer.flush()
 
 
@@ -471,14 +483,25 @@ def tensorboard(log_dir, fresh=False, purge_step=None):
         threading.excepthook = former
 
 
-def add_images(writer, tag, images, step):
-    """Write (N, 1 or 3, H, W) in 0..1 to TensorBoard side by side: its own add_images encodes ten times slower."""
+def add_image(writer, tag, pixels, step):
+    """Write (H, W, 3) uint8 BGR to TensorBoard: its own add_image encodes ten times slower."""
     from tensorboard.compat.proto.summary_pb2 import Summary  # here, see above
-    row = torch.cat([*images.detach().float().clamp(0, 1).mul(255).byte()], dim=2).permute(1, 2, 0).cpu().numpy()
-    height, width, channels = row.shape
-    png = cv2.imencode(".png", row if channels == 1 else row[..., ::-1])[1]
-    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png.tobytes())
+    height, width, channels = pixels.shape
+    png = cv2.imencode(".png", pixels)[1].tobytes()
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png)
     writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+
+def add_hyperparameters(writer, flags):
+    """Show a run's {flag: value} on TensorBoard's HParams page, in a row with the newest values of its curves.
+
+    Left out are flags that are not given and those that change no result. SummaryWriter.add_hparams would show the row
+    as a run of its own.
+    """
+    from torch.utils.tensorboard.summary import hparams  # here, see above
+    flags = {flag: value if isinstance(value, (bool, int, float)) else as_text(visible(value))
+             for flag, value in flags.items() if flag not in NO_HYPERPARAMETERS and value is not None}
+    writer.file_writer.add_summary(hparams(flags, {})[1])
 
 
 def is_tensorboards(error):
