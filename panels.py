@@ -16,6 +16,7 @@ from evaluate import label_scores
 from log import add_image
 from registry import visible
 
+PAGE = (224, 224, 224)  # the colour around tiles, neither black nor white, which masks are
 HANDFUL, TILE = 6, 256  # TensorBoard's panels: images of a set, and the longer side of each tile in pixels
 BINS = 127  # thresholds of a precision-recall curve; TensorBoard takes no more
 
@@ -40,7 +41,7 @@ def heat_over(image, values):
 def outlined(image, mask):
     """Return an image with the outline of what a mask (H, W) uint8 marks, in white on black, to be seen on anything."""
     contours, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    width = 1 + max(mask.shape) // 400
+    width = 1 + max(mask.shape) // 600
     image = cv2.drawContours(image.copy(), contours, -1, (0, 0, 0), 3 * width)
     return cv2.drawContours(image, contours, -1, (255, 255, 255), width)
 
@@ -54,10 +55,10 @@ def legend(height):
     """Return the colours of `heat_over` from 1 to 0 with these numbers beside, as high as a tile."""
     size = text_size(height)
     bar = np.repeat(np.linspace(255, 0, height).astype(np.uint8)[:, None], size, axis=1)
-    words, font = Image.new("RGB", (2 * size, height), "white"), ImageFont.load_default(size)
+    words, font = Image.new("RGB", (2 * size, height), PAGE), ImageFont.load_default(size)
     for value, place, anchor in (("1", 0, "la"), ("0.5", height // 2, "lm"), ("0", height, "ld")):
         ImageDraw.Draw(words).text((size // 4, place), value, "black", font, anchor)
-    gap = np.full((height, size // 2, 3), 255, np.uint8)
+    gap = np.full((height, size // 2, 3), PAGE, np.uint8)
     return np.hstack([gap, cv2.applyColorMap(bar, cv2.COLORMAP_JET), np.array(words)])
 
 
@@ -73,11 +74,11 @@ def shortened(text, font, width):
 
 
 def panel(tiles, words, width=0):
-    """Put tiles side by side on white, with a line of words below each, in cells at least `width` pixels wide."""
+    """Put tiles side by side, with a line of words below each, in cells at least `width` pixels wide."""
     height = max(tile.shape[0] for tile in tiles)
     size = text_size(height)
     cells = [max(tile.shape[1], width or 14 * size) for tile in tiles]
-    shown = Image.new("RGB", (sum(cells) + size // 2 * (len(cells) - 1), height + 3 * size // 2), "white")
+    shown = Image.new("RGB", (sum(cells) + size // 2 * (len(cells) - 1), height + 3 * size // 2), PAGE)
     font, left = ImageFont.load_default(size), 0
     for tile, text, cell in zip(tiles, words, cells, strict=True):
         shown.paste(Image.fromarray(tile[..., ::-1].copy()), (left, 0))
@@ -141,13 +142,13 @@ def rows_of(batch, output, chosen):
 def write_rows(writer, tag, rows, step):
     """Write panels to TensorBoard, one below the other."""
     width = max(row.shape[1] for row in rows)
-    rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=PAGE[0]) for row in rows]
     add_image(writer, f"{tag}/images", np.vstack(rows), step)
 
 
 class Watch:
     """What TensorBoard shows of an evaluation beside its values: a handful of images spread over the set, the same ones
-    each time, and the precision-recall curve over all pixels.
+    each time, and the set's precision-recall curve, over the pixels of every second row and column.
 
         watch = Watch(test_set)
         evaluate(..., on_batch=watch)      # on every rank
@@ -164,8 +165,9 @@ class Watch:
         self.rows += rows_of(batch, output, [i for i, place in enumerate(places) if place in self.chosen])
         self.seen = places.stop
         if output.get("pred_mask") is not None:
-            bins = output["pred_mask"].detach().float().clamp(0, 1).mul(BINS - 1).floor() + BINS * batch["mask"]
-            bins[~valid_area(batch["mask"], batch["shape"])] = -1  # which is not counted
+            pred, mask = output["pred_mask"].detach()[..., ::2, ::2], batch["mask"][..., ::2, ::2]
+            bins = pred.float().clamp(0, 1).mul(BINS - 1).floor() + BINS * mask
+            bins[~valid_area(mask, (batch["shape"] + 1) // 2)] = -1  # which is not counted
             self.counts = self.counts + bins.histc(2 * BINS, 0, 2 * BINS).double()  # nothing waits for a GPU here
 
     def write(self, writer, tag, step):

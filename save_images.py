@@ -169,9 +169,6 @@ def main():
         if ddp.is_main():
             write_manifest(manifests[set_name], test_set, [entries[i] for i in sorted(entries)], set=set_name,
                            size="original", form="8-bit PNG", **about)
-        say(f"{counted(len(test_set), 'mask')} in {output_dir / 'pred' / folder}")
-        if cam:
-            say(f"Grad-CAM of {args.gradcam} in {output_dir / 'gradcam' / folder}")
 
     if any(ddp.gather(clipped)):
         say(f"note: pred_mask of {args.model} leaves 0..1, as logits do: the masks are clipped to it")
@@ -179,11 +176,18 @@ def main():
     rows = {png: row for share in ddp.gather(rows) for png, row in share.items()}
     if ddp.is_main():
         write_file(output_dir / "scores.csv", csv_lines(sorted(rows.values(), key=lambda row: row["name"])))
-    say(f"{counted(len(rows), 'row')} in {output_dir / 'scores.csv'}")
     if isinstance(test_set, data.FilesDataset):
-        for path, name, file in zip(paths, names, files):
+        for photo, name, file in zip(paths, names, files):
             score = f"score {combined[name]:.4f}" if name in combined else "no score"
-            say(visible(f"{path}: {score}, mask {output_dir / 'pred' / file}"))
+            say(visible(f"{photo}: {score}, mask {output_dir / 'pred' / file}"))
+    say(f"\npredicted by {args.model}, {path}:\n{counted(len(rows), 'mask')} in {output_dir / 'pred'}")
+    if args.save_overlay:
+        say(f"{counted(len(rows), 'panel')} in {output_dir / 'overlay'}")
+    if cam:
+        say(f"Grad-CAM of {args.gradcam} in {output_dir / 'gradcam'}")
+    if combined:
+        say(f"{counted(len(combined), 'score')} in {output_dir / 'pred_label_combined.json'}")
+    say(f"{counted(len(rows), 'row')} in {output_dir / 'scores.csv'}")
     ddp.cleanup()
 
 
@@ -211,7 +215,6 @@ def save_scores(scores, no_scores, output_dir):
     write_file(output_dir / f"pred_label_rank{ddp.rank()}.json", json.dumps(scores, indent=1))
     if ddp.is_main():
         write_file(output_dir / "pred_label_combined.json", json.dumps(dict(sorted(combined.items())), indent=1))
-    say(f"{counted(len(combined), 'score')} in {output_dir / 'pred_label_combined.json'}")
     return combined
 
 

@@ -22,10 +22,11 @@ import metrics
 from checkpoint import (find_resume, frozen_hashes, load_checkpoint, refuse_broken_weights, resume_training,
                         save_checkpoint)
 from evaluate import check_output, evaluate, evaluation_options
-from log import (EpochLog, add_hyperparameters, forget_rows_from, open_output, record, remove_file, say, tensorboard)
+from log import (EpochLog, add_hyperparameters, forget_rows_from, format_table, open_output, record, remove_file, say,
+                 say_places, tensorboard)
 from panels import Watch, rows_of, write_rows
 from registry import (UserError, build_model, counted, exit_on_user_error, natural, parse_args, positive, post_function,
-                      rate, script_parser, without_starting_weights)
+                      rate, script_parser, visible, without_starting_weights)
 from results import lower_is_better
 
 
@@ -334,12 +335,20 @@ def main():
             signals.heed()
             former_best = best["epoch"]
 
+    say(f"\ntrained {args.model} on {visible(train_set.path)} up to epoch {args.epochs - 1}")
+    if test_sets:
+        places = {f"{name}/": name for name in test_sets if 1 < len(test_sets) <= 7}
+        places[""] = "mean" if len(test_sets) > 1 else next(iter(test_sets))
+        say(format_table(["set", *(metric.name for metric in metric_list[:8])],
+                         [[shown, *(row.get(f"test_{place}{metric.name}") for metric in metric_list[:8])]
+                          for place, shown in places.items()]))
     if best["epoch"] is not None:
         say(f"best {best['metric']}: {best['value']:.4f} at epoch {best['epoch']}, "
             f"in {best['folder']}/checkpoint-{best['epoch']}.pth")
     elif test_sets:
         say(f"no checkpoint is best: {best['metric']} is undefined on these test sets")
     say(f"newest checkpoint: {output_dir / 'checkpoint-'}{args.epochs - 1}.pth")
+    say_places({log: "a line per epoch", log_dir: "curves and images, for runs/tensorboard.sh"})
     ddp.cleanup()
 
 
