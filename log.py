@@ -451,7 +451,7 @@ def record(row, log, writer, speed=()):
     TensorBoard's curves."""
     append_file(log, json_lines([row]))
     curves = {name.replace("_", "/", 1): value for name, value in row.items() if name.startswith(("train_", "test_"))}
-    for name, value in {**curves, **{f"speed/{name}": value for name, value in dict(speed).items()}}.items():
+    for name, value in {**curves, **{f"train/{name}": value for name, value in dict(speed).items()}}.items():
         writer.add_scalar(name, value, row["epoch"])
     writer.flush()
 

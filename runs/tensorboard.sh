@@ -3,14 +3,13 @@
 #   sh runs/tensorboard.sh output_mvssnet [output_trufor ...] [flags of tensorboard, such as --port 6007 --bind_all]
 . "$(dirname "$0")/launch.sh"
 
-folders=
+runs=
 while [ -d "${1:-}" ]; do
-    folders="$folders${folders:+,}$1:$1"
+    runs=$runs${runs:+,}${1%/}:$1    # its name there, as the page of hyperparameters shows no values of a run without
     shift
 done
-case "$folders" in
-    "") echo "error: ${1:-no folder given}: give the output folder of a training or a test" >&2; exit 1 ;;
-    *,*) set -- --logdir_spec "$folders" "$@" ;;
-    *) set -- --logdir "${folders%%:*}" "$@" ;;
-esac
-exec "$PYTHON" -m tensorboard.main "$@"
+if [ -z "$runs" ]; then
+    echo "error: ${1:-no folder given}: give the output folder of a training or a test" >&2
+    exit 1
+fi
+exec "$PYTHON" -m tensorboard.main --logdir_spec "$runs" "$@"
