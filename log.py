@@ -507,16 +507,18 @@ def add_image(writer, tag, pixels, step):
     writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 
-def add_hyperparameters(writer, flags):
-    """Show a run's {flag: value} on TensorBoard's HParams page, in a row with the newest values of its curves.
+def add_hyperparameters(writer, flags, metrics):
+    """Show a run's {flag: value} on TensorBoard's HParams page, with the newest values of its loss and of some metrics.
 
-    Left out are flags that are not given and those that change no result. SummaryWriter.add_hparams would show the row
-    as a run of its own.
+    Left out are flags that are not given and those that change no result. SummaryWriter.add_hparams would write this as
+    a run of its own.
     """
     from torch.utils.tensorboard.summary import hparams  # here, see above
     flags = {flag: value if isinstance(value, (bool, int, float)) else as_text(visible(value))
              for flag, value in flags.items() if flag not in NO_HYPERPARAMETERS and value is not None}
-    writer.file_writer.add_summary(hparams(flags, {})[1])
+    curves = [*(f"test/{metric}" for metric in metrics), "train/total_loss"]
+    for summary in hparams(flags, dict.fromkeys(curves))[:2]:  # the third would say that the run has ended
+        writer.file_writer.add_summary(summary)
 
 
 def is_tensorboards(error):

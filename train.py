@@ -250,7 +250,7 @@ def main():
 
     with tensorboard(log_dir, purge_step=start_epoch if resume else None) as writer:
         if writer:
-            add_hyperparameters(writer, {**vars(args), **model_args})
+            add_hyperparameters(writer, {**vars(args), **model_args}, [metric.name for metric in metric_list])
         if writer and last_row and last_row["epoch"] not in logged:  # the run ended between saving and logging it
             record(last_row, log, writer)
         for epoch in range(start_epoch, args.epochs):
@@ -335,7 +335,7 @@ def main():
             signals.heed()
             former_best = best["epoch"]
 
-    say(f"\ntrained {args.model} on {visible(train_set.path)} up to epoch {args.epochs - 1}")
+    say(f"\ntrained {args.model} on {visible(train_set.path)}; after epoch {args.epochs - 1}")
     if test_sets:
         places = {f"{name}/": name for name in test_sets if 1 < len(test_sets) <= 7}
         places[""] = "mean" if len(test_sets) > 1 else next(iter(test_sets))

@@ -5,11 +5,12 @@
 
 runs=
 while [ -d "${1:-}" ]; do
-    runs=$runs${runs:+,}${1%/}:$1    # its name there, as the page of hyperparameters shows no values of a run without
+    runs=$runs${runs:+,}${1#/}:$1    # its name there and its folder
+    last=$1
     shift
 done
-if [ -z "$runs" ]; then
-    echo "error: ${1:-no folder given}: give the output folder of a training or a test" >&2
-    exit 1
-fi
-exec "$PYTHON" -m tensorboard.main --logdir_spec "$runs" "$@"
+case $runs in
+    "") echo "error: ${1:-no folder given}: give the output folder of a training or a test" >&2; exit 1 ;;
+    *,*) exec "$PYTHON" -m tensorboard.main --logdir_spec "$runs" "$@" ;;
+    *) exec "$PYTHON" -m tensorboard.main --logdir "$last" "$@" ;;
+esac

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
+from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data, parse_session_start_info_plugin_data
 
 import checkpoint
 import data
@@ -86,7 +86,7 @@ def test_keeps_the_newest_the_best_and_every_save_period(run):
     assert len(set(scores.values())) > 1
     assert saved(folder) == sorted({4, best, 2})
     lines = summary(printed)
-    assert lines[0].startswith("trained MyModel on ") and lines[0].endswith("up to epoch 4")
+    assert lines[0].startswith("trained MyModel on ") and lines[0].endswith("; after epoch 4")
     assert [line.split()[0] for line in lines[1:5]] == ["set", "mani", "all", "mean"]
     assert lines[4].split()[1] == f"{scores[4]:.4f}" and lines[5:7] == [
         f"best pixel-level F1: {scores[best]:.4f} at epoch {best}, in {folder}/checkpoint-{best}.pth",
@@ -130,8 +130,10 @@ def test_tensorboard_has_the_curves_and_the_images(run):
     assert same < 1 < other  # the images are the same ones, their predictions are not
     curve = events.Tensors("test all/pixels")[-1].tensor_proto
     assert [dim.size for dim in curve.tensor_shape.dim] == [6, 127]
-    start, = (parse_session_start_info_plugin_data(content)
-              for content in events.PluginTagToContent("hparams").values())
+    written = events.PluginTagToContent("hparams")
+    curves = parse_experiment_plugin_data(written["_hparams_/experiment"]).metric_infos
+    assert {curve.name.tag for curve in curves} < set(events.Tags()["scalars"]) and len(curves) == 3
+    start = parse_session_start_info_plugin_data(written["_hparams_/session_start_info"])
     assert start.hparams["lr"].number_value == 0.3 and start.hparams["model"].string_value == "MyModel"
     assert "output_dir" not in start.hparams and len([path for path in run[0].iterdir() if path.is_dir()]) == 0
 
