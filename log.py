@@ -64,7 +64,7 @@ def format_table(header, rows):
 
 
 def first_lines(text, most, where):
-    """Return a text, or where it has more than `most` lines the first of them, and a line that names the file with all."""
+    """Return a text, or of one with more than `most` lines the first, and a line that names the file with all."""
     lines = text.split("\n")
     if len(lines) > most:
         lines = [*lines[:most - 1], f"... and {counted(len(lines) - most + 1, 'line')} more, all of them in {where}"]
@@ -199,7 +199,7 @@ class EpochLog:
                                 "division by 0 in the loss, or give --if_not_amp or --amp_dtype bfloat16.")
 
     def speed(self):
-        """Return {name: value} of the steps so far, for curves: images per second, and the share of waiting for data."""
+        """Return {name: value} of the steps so far: images per second, and the share of waiting for data."""
         elapsed = self.clock - self.start
         return {"images per second": self.images / elapsed, "waiting for data": self.data_times / elapsed
                 } if self.images else {}
@@ -255,8 +255,8 @@ class EpochLog:
 UNFINISHED = ".unfinished-"  # begins the name of a file until all of it is written
 NO_HYPERPARAMETERS = set("""
     output_dir log_dir device num_workers pin_mem no_progress no_fingerprint dist_timeout world_size local_rank dist_url
-    dist_on_itp resume start_epoch log_per_epoch_count save_period save_every_minutes save_trainable_only test_batch_size
-    find_unused_parameters
+    dist_on_itp resume start_epoch log_per_epoch_count save_period save_every_minutes save_trainable_only
+    test_batch_size find_unused_parameters
 """.split())
 held = collections.deque(maxlen=2)  # the files that lock the folders of this run: --output_dir, and --log_dir if given
 

@@ -20,7 +20,6 @@ PAGE = (224, 224, 224)  # the colour around tiles, neither black nor white, whic
 HANDFUL, TILE = 6, 256  # TensorBoard's panels: images of a set, and the longer side of each tile in pixels
 BINS = 127  # thresholds of a precision-recall curve; TensorBoard takes no more
 
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Drawing
 
@@ -167,7 +166,7 @@ class Watch:
         if output.get("pred_mask") is not None:
             pred, mask = output["pred_mask"].detach()[..., ::2, ::2], batch["mask"][..., ::2, ::2]
             bins = pred.float().clamp(0, 1).mul(BINS - 1).floor() + BINS * mask
-            bins[~valid_area(mask, (batch["shape"] + 1) // 2)] = -1  # which is not counted
+            bins.masked_fill_(~valid_area(mask, (batch["shape"] + 1) // 2), -1)  # which is not counted
             self.counts = self.counts + bins.histc(2 * BINS, 0, 2 * BINS).double()  # nothing waits for a GPU here
 
     def write(self, writer, tag, step):

@@ -20,7 +20,6 @@ import json
 import os
 
 import cv2
-import numpy as np
 import torch
 
 import data

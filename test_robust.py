@@ -6,7 +6,7 @@
 What the command line leaves out (model, its flags, size) is taken from the checkpoint. Images are attacked as decoded,
 before resizing or padding. Writes to --output_dir: per attack a folder with log.txt and TensorBoard curves over the
 strength; results.csv (one row per dataset, attack, strength and metric, with a 95 % interval over the images), the same
-as .json, .md and .tex. Prints one table at the end.
+as .json, .md and .tex. Prints the first metric over the strengths at the end.
 """
 import signals  # first: the others take seconds
 
@@ -97,9 +97,9 @@ def main():
                 if ddp.is_main():
                     rows += result_rows(result, metric_list, {"set": name, "attack": attack.name, "unit":
                                                               attack.strength_unit, "strength": strength}, about)
+            first = metric_list[0].name
             tables.append(format_table([f"{place} ({attack.strength_unit})", *map(str, attack.strengths)],
-                                       [[metric_list[0].name, *(next(iter(result.values.values())) for result in
-                                                                results)]]))
+                                       [[first, *(result.values[first] for result in results)]]))
             if ddp.is_main():
                 write_result(output_dir / place, log_dir / place, attack, results, about)
                 write_file(output_dir / "results.csv", csv_lines(rows))

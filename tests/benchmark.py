@@ -206,13 +206,13 @@ train.make_optimizer(registry.build_model("MyModel", {}), 0.05, 1e-3)
 
 
 def tensorboard():
-    """The panel of six images of 512 x 512; the floor scales their thirty tiles and writes a JPEG of the panel's size."""
+    """The panel of six images of 512 x 512; the floor scales its thirty tiles and writes a JPEG of its size."""
     from torch.utils.tensorboard import SummaryWriter
     pixels = [image(512, 512, seed=i) for i in range(6)]
     mask = torch.zeros(6, 1, 512, 512)
     mask[..., 100:200, 100:300] = 1
-    batch = {"image": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255, "mask": mask, "label": torch.ones(6),
-             "shape": torch.full((6, 2), 512), "name": [f"image_{i}.jpg" for i in range(6)]}
+    batch = {"image": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255, "mask": mask,
+             "label": torch.ones(6), "shape": torch.full((6, 2), 512), "name": [f"image_{i}.jpg" for i in range(6)]}
     output = {"pred_mask": batch["image"][:, :1]}
     with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
         def floor():

@@ -7,8 +7,10 @@ import copy
 import functools
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
 import types
 
 import cv2
@@ -25,7 +27,7 @@ import models.mymodel
 import panels
 import probe_models  # noqa: F401  registers the models of these tests
 import train
-from conftest import make_images, run_here, run_script, summary
+from conftest import ROOT, make_images, run_here, run_script, summary
 from log import EpochLog
 from registry import UserError
 
@@ -472,3 +474,16 @@ def test_learning_rate_rises_and_falls_to_its_ends():
     rates = [rate(epoch) for epoch in (0, 1, 2, 6, 10)]
     assert rates == pytest.approx([0, 5e-4, 1e-3, (1e-3 + 1e-6) / 2, 1e-6])
     assert np.all(np.diff([rate(epoch) for epoch in np.arange(2, 10, 0.1)]) < 0)
+
+
+def test_tensorboard_launcher(tmp_path):
+    """What it runs, by a stand-in for Python; a run that is not there is refused."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for words, code, said in (
+            (["a", "--port", "1"], 0, "-m tensorboard.main --logdir a --port 1\n"),
+            (["a", tmp_path / "b"], 0, f"-m tensorboard.main --logdir_spec a:a,{str(tmp_path)[1:]}/b:{tmp_path}/b\n"),
+            (["c"], 1, "error: c: give the output folder"), ([], 1, "error: no folder given: give")):
+        done = subprocess.run(["sh", str(ROOT / "runs/tensorboard.sh"), *map(str, words)], cwd=tmp_path,
+                              capture_output=True, text=True, env={**os.environ, "PYTHON": "echo"})
+        assert done.returncode == code and (done.stdout + done.stderr).startswith(said), (done.stdout, done.stderr)
