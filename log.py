@@ -253,11 +253,6 @@ class EpochLog:
 
 
 UNFINISHED = ".unfinished-"  # begins the name of a file until all of it is written
-NO_HYPERPARAMETERS = set("""
-    output_dir log_dir device num_workers pin_mem no_progress no_fingerprint dist_timeout world_size local_rank dist_url
-    dist_on_itp resume start_epoch log_per_epoch_count save_period save_every_minutes save_trainable_only
-    test_batch_size find_unused_parameters
-""".split())
 held = collections.deque(maxlen=2)  # the files that lock the folders of this run: --output_dir, and --log_dir if given
 
 
@@ -446,12 +441,13 @@ def forget_rows_from(path, epoch):
     return []
 
 
-def record(row, log, writer, speed=()):
-    """Add an epoch's row to log.txt, and its numbers and {name: value} of `speed`, which no two runs share, to
-    TensorBoard's curves."""
+def record(row, log, writer, speed=None):
+    """Add an epoch's row to log.txt, and its numbers to TensorBoard's curves, with {name: value} of `speed`, which an
+    interrupted run doesn't share with an uninterrupted one."""
     append_file(log, json_lines([row]))
     curves = {name.replace("_", "/", 1): value for name, value in row.items() if name.startswith(("train_", "test_"))}
-    for name, value in {**curves, **{f"train/{name}": value for name, value in dict(speed).items()}}.items():
+    curves |= {f"train/{name}": value for name, value in (speed or {}).items()}
+    for name, value in curves.items():
         writer.add_scalar(name, value, row["epoch"])
     writer.flush()
 
@@ -469,6 +465,17 @@ def csv_lines(rows, header=True):
     writer.writerows({key: f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n'")) else value
                       for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TensorBoard
+
+
+NO_HYPERPARAMETERS = set("""
+    output_dir log_dir device num_workers pin_mem no_progress no_fingerprint dist_timeout world_size local_rank dist_url
+    dist_on_itp resume start_epoch log_per_epoch_count save_period save_every_minutes save_trainable_only
+    test_batch_size find_unused_parameters
+""".split())
 
 
 @contextlib.contextmanager
