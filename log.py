@@ -63,6 +63,21 @@ def format_table(header, rows):
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
+def first_lines(text, most, where):
+    """Return a text, or of one with more than `most` lines the first, and a line that names the file with all."""
+    lines = text.split("\n")
+    if len(lines) > most:
+        lines = [*lines[:most - 1], f"... and {counted(len(lines) - most + 1, 'line')} more, all of them in {where}"]
+    return "\n".join(lines)
+
+
+def say_places(places):
+    """Print where to look next, the last lines of a script: {path: what is there}, of the paths that exist."""
+    places = {visible(path): what for path, what in places.items() if os.path.exists(path)}
+    width = max(map(len, places), default=0)  # there are none on other machines
+    say("look next at:\n" + "\n".join(f"   {path.ljust(width)}   {what}" for path, what in places.items()))
+
+
 class Progress:
     """How far long work is: a bar on a terminal, elsewhere a line at most every 30 seconds; rank 0 shows it.
 
@@ -182,6 +197,12 @@ class EpochLog:
                 raise UserError(f"{self.header} the loss is finite but its gradient is not: {self.skipped} steps were "
                                 f"skipped and the loss scale fell to {scale:g}. Look for a root or logarithm of 0 or a "
                                 "division by 0 in the loss, or give --if_not_amp or --amp_dtype bfloat16.")
+
+    def speed(self):
+        """Return {name: value} of the steps so far: images per second, and the share of waiting for data."""
+        elapsed = self.clock - self.start
+        return {"images per second": self.images / elapsed, "waiting for data": self.data_times / elapsed
+                } if self.images else {}
 
     def state(self):
         """Return, on all ranks, what an EpochLog needs to go on from here: plain types, for a checkpoint."""
@@ -420,12 +441,14 @@ def forget_rows_from(path, epoch):
     return []
 
 
-def record(row, log, writer):
-    """Add an epoch's row to log.txt and its numbers to TensorBoard's curves."""
+def record(row, log, writer, speed=None):
+    """Add an epoch's row to log.txt, and its numbers to TensorBoard's curves, with {name: value} of `speed`, which an
+    interrupted run doesn't share with an uninterrupted one."""
     append_file(log, json_lines([row]))
-    for name, value in row.items():
-        if name.startswith(("train_", "test_")):
-            writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+    curves = {name.replace("_", "/", 1): value for name, value in row.items() if name.startswith(("train_", "test_"))}
+    curves |= {f"train/{name}": value for name, value in (speed or {}).items()}
+    for name, value in curves.items():
+        writer.add_scalar(name, value, row["epoch"])
     writer.flush()
 
 
@@ -442,6 +465,17 @@ def csv_lines(rows, header=True):
     writer.writerows({key: f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n'")) else value
                       for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TensorBoard
+
+
+NO_HYPERPARAMETERS = set("""
+    output_dir log_dir device num_workers pin_mem no_progress no_fingerprint dist_timeout world_size local_rank dist_url
+    dist_on_itp resume start_epoch log_per_epoch_count save_period save_every_minutes save_trainable_only
+    test_batch_size find_unused_parameters
+""".split())
 
 
 @contextlib.contextmanager
@@ -471,14 +505,27 @@ def tensorboard(log_dir, fresh=False, purge_step=None):
         threading.excepthook = former
 
 
-def add_images(writer, tag, images, step):
-    """Write (N, 1 or 3, H, W) in 0..1 to TensorBoard side by side: its own add_images encodes ten times slower."""
+def add_image(writer, tag, pixels, step):
+    """Write (H, W, 3) uint8 BGR to TensorBoard, as JPEG: its own add_image, PNG, takes ten times the time and space."""
     from tensorboard.compat.proto.summary_pb2 import Summary  # here, see above
-    row = torch.cat([*images.detach().float().clamp(0, 1).mul(255).byte()], dim=2).permute(1, 2, 0).cpu().numpy()
-    height, width, channels = row.shape
-    png = cv2.imencode(".png", row if channels == 1 else row[..., ::-1])[1]
-    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png.tobytes())
+    height, width, channels = pixels.shape
+    encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=encoded)
     writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+
+def add_hyperparameters(writer, flags, metrics):
+    """Show a run's {flag: value} on TensorBoard's HParams page, with the newest values of its loss and of some metrics.
+
+    Left out are flags that are not given and those that change no result. SummaryWriter.add_hparams would write this as
+    a run of its own.
+    """
+    from torch.utils.tensorboard.summary import hparams  # here, see above
+    flags = {flag: value if isinstance(value, (bool, int, float)) else as_text(visible(value))
+             for flag, value in flags.items() if flag not in NO_HYPERPARAMETERS and value is not None}
+    curves = [*(f"test/{metric}" for metric in metrics), "train/total_loss"]
+    for summary in hparams(flags, dict.fromkeys(curves))[:2]:  # the third would say that the run has ended
+        writer.file_writer.add_summary(summary)
 
 
 def is_tensorboards(error):

@@ -8,8 +8,8 @@ Takes labelled sets, plain folders of images, and image files. What the command 
 is taken from the checkpoint. Writes to --output_dir: pred/ with 8-bit PNGs (probability x 255), in the sub-folders of
 the images; manifest.json, for tools/score.py; scores.csv (name, label, score, PNG); pred_label_rank<r>.json and
 pred_label_combined.json (name -> probability) if the model has pred_label; with --save_overlay overlay/ with image,
-mask and heat map side by side; with --gradcam gradcam/ with a layer's Grad-CAM over the image as PNG, and by itself as
-float32 .npy of the image's size.
+outlined mask and heat map side by side; with --gradcam gradcam/ with a layer's Grad-CAM over the image as PNG, and by
+itself as float32 .npy of the image's size.
 """
 import signals  # first: the others take seconds
 
@@ -20,7 +20,6 @@ import json
 import os
 
 import cv2
-import numpy as np
 import torch
 
 import data
@@ -30,6 +29,7 @@ from evaluate import check_output, eval_mode, label_scores
 from gradcam import GradCam
 from log import Progress, csv_lines, open_output, remove_file, say, write_file
 from metrics import PixelF1, refuse_bad_values
+from panels import heat_over, overlay
 from predictions import file_hash, output_names, row_names, to_bytes, write_array, write_manifest, write_png
 from registry import (UserError, build_model, counted, exit_on_user_error, is_given, parse_args, post_function,
                       script_parser, visible)
@@ -42,7 +42,8 @@ def get_args():
                        help="test set, plain folder of images, JSON object {name: path} of several, or image files")
     group.add_argument("--checkpoint_path", required=True,
                        help="checkpoint file, or a folder: its best checkpoint, or its newest if it records no best")
-    group.add_argument("--save_overlay", action="store_true", help="also write image, mask and heat map side by side")
+    group.add_argument("--save_overlay", action="store_true",
+                       help="also write image, outlined mask and heat map side by side, at most 1024 pixels each")
     group.add_argument("--gradcam", default=None, metavar="LAYER",
                        help="also write the Grad-CAM of a layer: a name of model.named_modules(), backbone.layer4 say")
     group.add_argument("--gradcam_target", choices=("mask", "label"), default="mask",
@@ -68,11 +69,6 @@ def open_images(paths, output_dir, **options):
         raise UserError(f"--test_data_path {error}") from None
 
 
-def heat_over(image, values):
-    """Lay a map (H, W) uint8 as colours over an image (H, W, 3) BGR."""
-    return cv2.addWeighted(image, 0.5, cv2.applyColorMap(values, cv2.COLORMAP_JET), 0.5, 0)
-
-
 def write_gradcam(file, test_set, index, cam):
     """Write a Grad-CAM (H, W) float32 over its image as a PNG, and by itself as .npy beside it."""
     image = cv2.cvtColor(test_set.read(index)[0], cv2.COLOR_RGB2BGR)
@@ -80,12 +76,10 @@ def write_gradcam(file, test_set, index, cam):
     write_array(file.with_suffix(".npy"), cam)
 
 
-def write_overlay(file, test_set, index, pred):
-    """Write image, mask (where there are labels) and heat map of the prediction side by side."""
+def write_overlay(file, test_set, index, pred, row):
+    """Write the panel of an image, of which `row` is that of scores.csv."""
     image, mask, _ = test_set.read(index)
-    image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    truth = [] if isinstance(test_set, data.FolderDataset) else [cv2.cvtColor(mask * 255, cv2.COLOR_GRAY2BGR)]
-    write_png(file, np.concatenate([image, *truth, heat_over(image, pred)], axis=1))
+    write_png(file, overlay(image, None if row["label"] == "" else mask, pred, row["name"], row["score"]))
 
 
 def main():
@@ -160,8 +154,9 @@ def main():
                     mask = to_bytes(data.restore_size(one, shape, original, args.if_padding))
                     jobs.append(pool.submit(write_png, output_dir / "pred" / folder / files[i], mask))
                     if args.save_overlay:
-                        overlay = output_dir / "overlay" / folder / files[i]
-                        jobs.append(pool.submit(write_overlay, overlay, test_set, i, mask))
+                        row = rows[os.path.join("pred", folder, files[i])]
+                        jobs.append(pool.submit(write_overlay, output_dir / "overlay" / folder / files[i], test_set, i,
+                                                mask, row))
                     if cam:
                         heat = data.restore_size(heat, shape, original, args.if_padding)
                         gradcam = output_dir / "gradcam" / folder / files[i]
@@ -173,9 +168,6 @@ def main():
         if ddp.is_main():
             write_manifest(manifests[set_name], test_set, [entries[i] for i in sorted(entries)], set=set_name,
                            size="original", form="8-bit PNG", **about)
-        say(f"{counted(len(test_set), 'mask')} in {output_dir / 'pred' / folder}")
-        if cam:
-            say(f"Grad-CAM of {args.gradcam} in {output_dir / 'gradcam' / folder}")
 
     if any(ddp.gather(clipped)):
         say(f"note: pred_mask of {args.model} leaves 0..1, as logits do: the masks are clipped to it")
@@ -183,11 +175,18 @@ def main():
     rows = {png: row for share in ddp.gather(rows) for png, row in share.items()}
     if ddp.is_main():
         write_file(output_dir / "scores.csv", csv_lines(sorted(rows.values(), key=lambda row: row["name"])))
-    say(f"{counted(len(rows), 'row')} in {output_dir / 'scores.csv'}")
     if isinstance(test_set, data.FilesDataset):
-        for path, name, file in zip(paths, names, files):
+        for photo, name, file in zip(paths, names, files):
             score = f"score {combined[name]:.4f}" if name in combined else "no score"
-            say(visible(f"{path}: {score}, mask {output_dir / 'pred' / file}"))
+            say(visible(f"{photo}: {score}, mask {output_dir / 'pred' / file}"))
+    say(f"\npredicted by {args.model}, {path}:\n{counted(len(rows), 'mask')} in {output_dir / 'pred'}")
+    if args.save_overlay:
+        say(f"{counted(len(rows), 'panel')} in {output_dir / 'overlay'}")
+    if cam:
+        say(f"Grad-CAM of {args.gradcam} in {output_dir / 'gradcam'}")
+    if combined:
+        say(f"{counted(len(combined), 'score')} in {output_dir / 'pred_label_combined.json'}")
+    say(f"{counted(len(rows), 'row')} in {output_dir / 'scores.csv'}")
     ddp.cleanup()
 
 
@@ -215,7 +214,6 @@ def save_scores(scores, no_scores, output_dir):
     write_file(output_dir / f"pred_label_rank{ddp.rank()}.json", json.dumps(scores, indent=1))
     if ddp.is_main():
         write_file(output_dir / "pred_label_combined.json", json.dumps(dict(sorted(combined.items())), indent=1))
-    say(f"{counted(len(combined), 'score')} in {output_dir / 'pred_label_combined.json'}")
     return combined
 
 

@@ -20,9 +20,9 @@ import ddp
 import metrics
 from checkpoint import checkpoint_epoch, find_checkpoints, load_weights, refuse_different, stored_args
 from evaluate import evaluate, evaluation_options
-from log import append_file, csv_lines, json_lines, open_output, remove_file, say, tensorboard, write_file
+from log import append_file, csv_lines, json_lines, open_output, remove_file, say, say_places, tensorboard, write_file
 from predictions import Saver, file_hash, versions
-from registry import build_model, exit_on_user_error, parse_args, post_function, script_parser
+from registry import build_model, counted, exit_on_user_error, parse_args, post_function, script_parser
 from results import make_report, print_table, result_rows, write_results
 
 
@@ -99,12 +99,17 @@ def main():
 
     if ddp.is_main():
         write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
-        print_table(rows, paths[0].parent)
-        say(f"results, with 95 % intervals, in {output_dir / 'results.csv'}, and as .json, .md and .tex")
+        print_table(rows, paths[0].parent, output_dir / "results.md")
     if args.report:
         with ddp.fail_together(patiently=True):
             if ddp.is_main():
                 make_report(output_dir, args)
+    say(f"tested {args.model}, {counted(len(paths), 'checkpoint')} on {counted(len(test_sets), 'set')}")
+    say_places({output_dir / "results.csv": "all values, with 95 % intervals; also as .json, .md and .tex",
+                output_dir / "report.html": "a page of tables, curves and images",
+                output_dir / name / "per_image.csv": "a row per checkpoint and image, in every set's folder",
+                output_dir / name / "predictions": "the maps, in every set's folder, for tools/score.py",
+                log_dir: "curves over the checkpoints, for runs/tensorboard.sh"})
     ddp.cleanup()
 
 

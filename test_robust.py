@@ -6,7 +6,7 @@
 What the command line leaves out (model, its flags, size) is taken from the checkpoint. Images are attacked as decoded,
 before resizing or padding. Writes to --output_dir: per attack a folder with log.txt and TensorBoard curves over the
 strength; results.csv (one row per dataset, attack, strength and metric, with a 95 % interval over the images), the same
-as .json, .md and .tex. Prints one table at the end.
+as .json, .md and .tex. Prints the first metric over the strengths at the end.
 """
 import signals  # first: the others take seconds
 
@@ -17,9 +17,10 @@ import ddp
 import metrics
 from checkpoint import load_chosen, stored_args
 from evaluate import evaluate, evaluation_options
-from log import csv_lines, format_table, json_lines, open_output, say, tensorboard, write_file
+from log import (csv_lines, first_lines, format_table, json_lines, open_output, say, say_places, tensorboard,
+                 write_file)
 from predictions import versions
-from registry import UserError, build_model, exit_on_user_error, parse_args, post_function, script_parser
+from registry import UserError, build_model, counted, exit_on_user_error, parse_args, post_function, script_parser
 from results import make_report, result_rows, write_results
 
 
@@ -85,7 +86,7 @@ def main():
         say(f"testing on {name}:", test_set.describe())
 
     # Every attack on every set; an image is decoded once per attack, and each result is written as soon as it is there
-    rows, table = [], []  # rows of results.csv: one per set, attack, strength and metric
+    rows, tables = [], []  # rows of results.csv: one per set, attack, strength and metric
     for name, test_set in test_sets.items():
         for attack in attacks:
             say(f"{name}: {attack!r}")
@@ -95,22 +96,27 @@ def main():
             about = {"checkpoint": path.name, "fingerprint": test_set.fingerprint, "eval_size": args.eval_size}
             for strength, result in zip(attack.strengths, results):
                 say(f"  strength {strength}  {result.describe()}")
-                table.append([place, strength, *result.values.values()])
                 if ddp.is_main():
                     rows += result_rows(result, metric_list, {"set": name, "attack": attack.name, "unit":
                                                               attack.strength_unit, "strength": strength}, about)
+            first = metric_list[0].name
+            tables.append(format_table([f"{place} ({attack.strength_unit})", *map(str, attack.strengths)],
+                                       [[first, *(result.values[first] for result in results)]]))
             if ddp.is_main():
                 write_result(output_dir / place, log_dir / place, attack, results, about)
                 write_file(output_dir / "results.csv", csv_lines(rows))
 
-    say("\n" + format_table(["attack", "strength", *(metric.name for metric in metric_list)], table))
     if ddp.is_main():
         write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
-    say(f"results, with 95 % intervals, in {output_dir / 'results.csv'}, and as .json, .md and .tex")
+    say("\n" + first_lines("\n".join(tables), 10, output_dir / "results.md"))
     if args.report:
         with ddp.fail_together(patiently=True):
             if ddp.is_main():
                 make_report(output_dir, args)
+    say(f"tested {args.model}, {path}, under {counted(len(attacks), 'attack')} on {counted(len(test_sets), 'set')}")
+    say_places({output_dir / "results.csv": "all values, with 95 % intervals; also as .json, .md and .tex",
+                output_dir / "report.html": "a page of tables and curves",
+                log_dir: "curves over the strengths, for runs/tensorboard.sh"})
     ddp.cleanup()
 
 

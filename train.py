@@ -22,9 +22,11 @@ import metrics
 from checkpoint import (find_resume, frozen_hashes, load_checkpoint, refuse_broken_weights, resume_training,
                         save_checkpoint)
 from evaluate import check_output, evaluate, evaluation_options
-from log import EpochLog, add_images, forget_rows_from, open_output, record, remove_file, say, tensorboard
+from log import (EpochLog, add_hyperparameters, forget_rows_from, format_table, open_output, record, remove_file, say,
+                 say_places, tensorboard)
+from panels import Watch, rows_of, write_rows
 from registry import (UserError, build_model, counted, exit_on_user_error, natural, parse_args, positive, post_function,
-                      rate, script_parser, without_starting_weights)
+                      rate, script_parser, visible, without_starting_weights)
 from results import lower_is_better
 
 
@@ -135,33 +137,20 @@ def learning_rate(epoch, epochs, warmup_epochs, peak, lowest):
     return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
 
 
-def write_images(writer, tag, batch, output, step):
-    """Write up to four images of a batch to TensorBoard: input, mask, prediction, prediction above 0.5, and every
-    visual_image."""
-    images = {"image": data.denormalise(batch["image"][:4]), "mask": batch["mask"]}
-    if output.get("pred_mask") is not None:
-        images |= {"pred_mask": output["pred_mask"], "pred_mask above 0.5": output["pred_mask"] > 0.5}
-    for name, value in (output.get("visual_image") or {}).items():
-        images[f"visual_image {name}"] = value
-    for name, value in images.items():
-        add_images(writer, f"{tag}/{name}", value[:4], step)
-
-
 def evaluate_sets(model, test_sets, metric_list, writer, epoch, options):
     """Evaluate on every test set; return log entries: `test_<metric>` (mean over the sets), and with several
     `test_<set>/<metric>`. KeyboardInterrupt after the batch in which a signal has come."""
     row, values = {}, {metric.name: [] for metric in metric_list}
     for name, test_set in test_sets.items():
-        shown = []  # one entry when the set's first batch is in TensorBoard
+        watch = Watch(test_set)
 
-        def show_first(batch, output):
+        def after_batch(batch, output):
             if signals.asked:
                 raise KeyboardInterrupt
-            if writer and not shown:
-                write_images(writer, f"test {name}", batch, output, epoch)
-                shown.append(name)
+            watch(batch, output)
 
-        result, = evaluate(model, test_set, metric_list, label=f"testing {name}", on_batch=show_first, **options)
+        result, = evaluate(model, test_set, metric_list, label=f"testing {name}", on_batch=after_batch, **options)
+        watch.write(writer, f"test {name}", epoch)
         say(f"Test: [{epoch}]  {name}  {result.describe()}")
         for metric, value in result.values.items():
             values[metric].append(value)
@@ -266,6 +255,8 @@ def main():
                                    "fingerprint": fingerprints, "frozen_hashes": left_out, **more})
 
     with tensorboard(log_dir, purge_step=start_epoch if resume else None) as writer:
+        if writer:
+            add_hyperparameters(writer, {**vars(args), **model_args}, [metric.name for metric in metric_list])
         if writer and last_row and last_row["epoch"] not in logged:  # the run ended between saving and logging it
             record(last_row, log, writer)
         for epoch in range(start_epoch, args.epochs):
@@ -347,17 +338,25 @@ def main():
                 for path in (*outdated, *output_dir.glob("checkpoint-*-unfinished.pth")):
                     remove_file(path)
                 if batch:
-                    write_images(writer, "train", batch, output, epoch)
-                record(row, log, writer)
+                    write_rows(writer, "train", rows_of(batch, output, range(min(4, len(batch["label"])))), epoch)
+                record(row, log, writer, progress.speed())
             signals.heed()
             former_best = best["epoch"]
 
+    say(f"\ntrained {args.model} on {visible(train_set.path)}; after epoch {args.epochs - 1}")
+    if test_sets:
+        places = {f"{name}/": name for name in test_sets if 1 < len(test_sets) <= 7}
+        places[""] = "mean" if len(test_sets) > 1 else next(iter(test_sets))
+        say(format_table(["set", *(metric.name for metric in metric_list[:8])],
+                         [[shown, *(row.get(f"test_{place}{metric.name}") for metric in metric_list[:8])]
+                          for place, shown in places.items()]))
     if best["epoch"] is not None:
         say(f"best {best['metric']}: {best['value']:.4f} at epoch {best['epoch']}, "
             f"in {best['folder']}/checkpoint-{best['epoch']}.pth")
     elif test_sets:
         say(f"no checkpoint is best: {best['metric']} is undefined on these test sets")
     say(f"newest checkpoint: {output_dir / 'checkpoint-'}{args.epochs - 1}.pth")
+    say_places({log: "a line per epoch", log_dir: "curves and images, for runs/tensorboard.sh"})
     ddp.cleanup()
 
 

@@ -36,7 +36,7 @@ $(echo "$MADE" | grep "everything tampered")
 
 == Where to look
    $OUTPUT/test/results.csv, $OUTPUT/robust/results.csv     the tables above
-   $OUTPUT/images/overlay/     image, mask and predicted heat map side by side
+   $OUTPUT/images/overlay/     image, outlined mask and predicted heat map side by side
    $OUTPUT/images/pred/        the masks
-   $PYTHON -m tensorboard.main --logdir $OUTPUT     curves and images in a browser
+   PYTHON=$PYTHON sh $REPOSITORY/runs/tensorboard.sh $OUTPUT     curves and images in a browser
 TEXT

@@ -32,10 +32,11 @@ import torch
 
 import data
 import metrics
+import panels
 import registry
 import save_images
 from counting import area_of, sorted_keys
-from log import add_images, format_table
+from log import format_table
 
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
@@ -205,17 +206,23 @@ train.make_optimizer(registry.build_model("MyModel", {}), 0.05, 1e-3)
 
 
 def tensorboard():
-    """Five grids of four images of 512 x 512."""
+    """The panel of six images of 512 x 512; the floor scales its thirty tiles and writes a JPEG of its size."""
     from torch.utils.tensorboard import SummaryWriter
-    grids = [torch.from_numpy(np.stack([image(512, 512, seed=i) for i in range(4)])).permute(0, 3, 1, 2) / 255] * 5
+    pixels = [image(512, 512, seed=i) for i in range(6)]
+    mask = torch.zeros(6, 1, 512, 512)
+    mask[..., 100:200, 100:300] = 1
+    batch = {"image": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255, "mask": mask,
+             "label": torch.ones(6), "shape": torch.full((6, 2), 512), "name": [f"image_{i}.jpg" for i in range(6)]}
+    output = {"pred_mask": batch["image"][:, :1]}
     with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
         def floor():
-            for grid in grids:
-                row = np.hstack(grid.mul(255).byte().permute(0, 2, 3, 1).numpy())
-                cv2.imencode(".png", row)
+            rows = [np.hstack([cv2.resize(each, (256, 256), interpolation=cv2.INTER_AREA) for _ in range(5)])
+                    for each in pixels]
+            cv2.imencode(".jpg", np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 90])
 
         yield race("images of an evaluation to TensorBoard, ms",
-                   lambda: [add_images(writer, str(i), grid, 0) for i, grid in enumerate(grids)], floor, repetitions=5)
+                   lambda: panels.write_rows(writer, "test", panels.rows_of(batch, output, range(6)), 0), floor,
+                   repetitions=5)
 
 
 def lists():

@@ -49,6 +49,15 @@ def run_here(script, *flags):
     return subprocess.CompletedProcess([script, *flags], code or 0, out.getvalue(), err.getvalue())
 
 
+def summary(printed):
+    """The last lines of a script, after its last empty one; at most 15, and every path to look at is there."""
+    lines = printed.rsplit("\n\n", 1)[1].splitlines()
+    assert len(lines) <= 15, lines
+    places = lines[lines.index("look next at:") + 1:]
+    assert places and all(os.path.exists(line.split()[0]) for line in places), places
+    return lines
+
+
 def make_images(folder, count, seed=0, authentic=0, sizes=((96, 128), (128, 96), (80, 80))):
     """Make a ManiDataset of `count` tampered images in `folder`, `authentic` ones in Au/, and set.json over all.
 

@@ -7,22 +7,27 @@ import copy
 import functools
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
 import types
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data, parse_session_start_info_plugin_data
 
 import checkpoint
 import data
 import ddp
 import models.mymodel
+import panels
 import probe_models  # noqa: F401  registers the models of these tests
 import train
-from conftest import make_images, run_here, run_script
+from conftest import ROOT, make_images, run_here, run_script, summary
 from log import EpochLog
 from registry import UserError
 
@@ -82,9 +87,12 @@ def test_keeps_the_newest_the_best_and_every_save_period(run):
     best = max(scores, key=scores.get)
     assert len(set(scores.values())) > 1
     assert saved(folder) == sorted({4, best, 2})
-    assert printed.splitlines()[-2:] == [f"best pixel-level F1: {scores[best]:.4f} at epoch {best}, in "
-                                         f"{folder}/checkpoint-{best}.pth",
-                                         f"newest checkpoint: {folder}/checkpoint-4.pth"]
+    lines = summary(printed)
+    assert lines[0].startswith("trained MyModel on ") and lines[0].endswith("; after epoch 4")
+    assert [line.split()[0] for line in lines[1:5]] == ["set", "mani", "all", "mean"]
+    assert lines[4].split()[1] == f"{scores[4]:.4f}" and lines[5:7] == [
+        f"best pixel-level F1: {scores[best]:.4f} at epoch {best}, in {folder}/checkpoint-{best}.pth",
+        f"newest checkpoint: {folder}/checkpoint-4.pth"]
     content = torch.load(folder / "checkpoint-4.pth", weights_only=True)
     assert {"model", "optimizer", "scaler", "epoch", "args", "best"} <= set(content)
     assert content["epoch"] == 4 and content["args"]["lr"] == 0.3 and content["best"]["epoch"] == best
@@ -111,12 +119,49 @@ def test_tensorboard_has_the_curves_and_the_images(run):
     assert [e.step for e in events.Scalars("train/total_loss")] == [0, 1, 2, 3, 4]
     assert [e.value for e in events.Scalars("test/pixel-level F1")] == pytest.approx(
         [row["test_pixel-level F1"] for row in rows(run[0]) if "test_pixel-level F1" in row])
-    tags = set(events.Tags()["images"])
-    for place in ("train", "test mani", "test all"):
-        names = "image", "mask", "pred_mask", "pred_mask above 0.5", "visual_image inverted"
-        assert {f"{place}/{name}" for name in names} <= tags, tags
-    image = events.Images("test all/image")[0]
-    assert (image.width, image.height) == (2 * 64, 64)  # a batch of two, side by side
+    assert {"train/images per second", "train/waiting for data"} <= set(events.Tags()["scalars"])
+    assert all(0 < e.value <= 1 for e in events.Scalars("train/waiting for data"))
+    assert not any("waiting" in name or "images" in name for row in rows(run[0]) for name in row)
+    assert set(events.Tags()["images"]) == {"train/images", "test mani/images", "test all/images"}
+    shown = [cv2.imdecode(np.frombuffer(e.encoded_image_string, np.uint8), cv2.IMREAD_COLOR).astype(int)
+              for e in events.Images("test all/images")]
+    assert [e.step for e in events.Images("test all/images")] == [1, 3, 4]
+    height, width, _ = shown[0].shape
+    assert width // 256 == 6 and height // 256 == 6  # columns: with visual_image; rows: the handful
+    same, other = (np.abs(shown[0] - shown[2])[:, columns].mean() for columns in (slice(256), slice(530, 780)))
+    assert same < 1 < other  # the images are the same ones, their predictions are not
+    curve = events.Tensors("test all/pixels")[-1].tensor_proto
+    assert [dim.size for dim in curve.tensor_shape.dim] == [6, 127]
+    written = events.PluginTagToContent("hparams")
+    curves = parse_experiment_plugin_data(written["_hparams_/experiment"]).metric_infos
+    assert {curve.name.tag for curve in curves} < set(events.Tags()["scalars"]) and len(curves) == 3
+    start = parse_session_start_info_plugin_data(written["_hparams_/session_start_info"])
+    assert start.hparams["lr"].number_value == 0.3 and start.hparams["model"].string_value == "MyModel"
+    assert "output_dir" not in start.hparams and len([path for path in run[0].iterdir() if path.is_dir()]) == 0
+
+
+def test_panels_and_curves_leave_out_padding():
+    """An image of 12 x 4 pixels in the upper left of 16 x 16, in whose padding all is predicted tampered."""
+    rng, written = np.random.default_rng(0), {}
+    pred, mask = torch.ones(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
+    pred[..., :12, :4] = torch.from_numpy(rng.integers(0, 127, (12, 4)) / 126)
+    mask[..., :12, :4] = torch.from_numpy(rng.integers(0, 2, (12, 4)))
+    batch = {"image": torch.zeros(1, 3, 16, 16), "mask": mask, "label": torch.ones(1, dtype=torch.int64),
+             "shape": torch.tensor([[12, 4]]), "name": ["a/\u4e2d.png"]}
+    output = {"pred_mask": pred, "pred_label": torch.tensor([0.7]), "visual_image": {"mine": pred[..., ::2, ::2]}}
+    watch = panels.Watch([None])
+    watch(batch, output)
+    writer = types.SimpleNamespace(add_pr_curve_raw=lambda tag, *curve: written.update(curve=curve),
+                                   file_writer=types.SimpleNamespace(add_summary=lambda *summary: None))
+    watch.write(writer, "test", 0)
+    score, truth = pred[0, 0, :12:2, :4:2].numpy(), mask[0, 0, :12:2, :4:2].numpy()
+    tp, fp, *_ = written["curve"]
+    for number in range(127):
+        above = np.rint(score * 126) >= number
+        assert (tp[number], fp[number]) == ((above * truth).sum(), (above * (1 - truth)).sum())
+    row, = watch.rows
+    for left in range(0, row.shape[1] - 255, 256 + 6):  # tiles of 256 x 85
+        assert (row[:256, left + 85:left + 256] == panels.PAGE[0]).all() and (row[:256, left:left + 85] < 224).any()
 
 
 def test_trains_without_a_test_set_on_a_model_that_returns_the_loss_alone(images, tmp_path):
@@ -429,3 +474,16 @@ def test_learning_rate_rises_and_falls_to_its_ends():
     rates = [rate(epoch) for epoch in (0, 1, 2, 6, 10)]
     assert rates == pytest.approx([0, 5e-4, 1e-3, (1e-3 + 1e-6) / 2, 1e-6])
     assert np.all(np.diff([rate(epoch) for epoch in np.arange(2, 10, 0.1)]) < 0)
+
+
+def test_tensorboard_launcher(tmp_path):
+    """What it runs, by a stand-in for Python; a run that is not there is refused."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for words, code, said in (
+            (["a", "--port", "1"], 0, "-m tensorboard.main --logdir a --port 1\n"),
+            (["a", tmp_path / "b"], 0, f"-m tensorboard.main --logdir_spec a:a,{str(tmp_path)[1:]}/b:{tmp_path}/b\n"),
+            (["c"], 1, "error: c: give the output folder"), ([], 1, "error: no folder given: give")):
+        done = subprocess.run(["sh", str(ROOT / "runs/tensorboard.sh"), *map(str, words)], cwd=tmp_path,
+                              capture_output=True, text=True, env={**os.environ, "PYTHON": "echo"})
+        assert done.returncode == code and (done.stdout + done.stderr).startswith(said), (done.stdout, done.stderr)
