@@ -175,6 +175,8 @@ class Watch:
         if writer is None:
             return
         write_rows(writer, tag, self.rows, step)
+        if not np.ndim(counts):  # the model predicts no masks
+            return
         fp, tp = np.cumsum(counts.reshape(2, -1)[:, ::-1], axis=1)[:, ::-1]  # at or above each threshold
         if tp[0]:
             writer.add_pr_curve_raw(f"{tag}/pixels", tp, fp, fp[0] - fp, tp[0] - tp, tp / np.maximum(tp + fp, 1),

@@ -163,7 +163,7 @@ def test_maps_at_the_images_own_size(images, pngs, tmp_path):
     printed = score(pngs, "--metrics", "PixelF1", "PixelAUC", "ImageAUC", "--output_dir", tmp_path / "own")
     assert "11 of 11 images, at the images' own size" in printed
     by_hand = []
-    for file in sorted((images / "Tp").iterdir()):
+    for file in sorted((images / "Tp").glob("*.png")):
         mask = data.read_mask(str(images / "Gt" / f"{file.stem}_gt.png"))
         decided, truth = cv2.imread(str(pngs / "pred" / "Tp" / file.name), 0) > 127, mask == 1
         by_hand.append(2 * np.count_nonzero(decided & truth) / (np.count_nonzero(decided) + np.count_nonzero(truth)))

@@ -164,6 +164,16 @@ def test_panels_and_curves_leave_out_padding():
         assert (row[:256, left + 85:left + 256] == panels.PAGE[0]).all() and (row[:256, left:left + 85] < 224).any()
 
 
+def test_a_model_that_judges_images_alone(images, tmp_path):
+    """Its evaluation has scores and panels, but no masks; one that counts errors is best where it is lowest."""
+    done = run_here("train.py", "--model", "ScoreOnly", "--data_path", images / "set.json", "--test_data_path",
+                    images / "set.json", "--epochs", 2, "--test_period", 1, "--lr", 1, "--metrics", "ImageFPR",
+                    "ImageAUC", "--output_dir", tmp_path, *SMALL)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    rates = [row["test_image-level FPR"] for row in rows(tmp_path)]
+    assert f"best image-level FPR: {min(rates):.4f} at epoch {rates.index(min(rates))}" in done.stdout
+
+
 def test_trains_without_a_test_set_on_a_model_that_returns_the_loss_alone(images, tmp_path):
     done = run_here("train.py", "--model", "LossOnly", "--data_path", images, "--epochs", 1, "--output_dir",
                     tmp_path / "out", *SMALL)
