@@ -132,14 +132,12 @@ def test_a_signal_in_an_evaluation(images, repository, tmp_path, processes):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     flags = ["--test_period", 2, "--test_batch_size", 2, "--no_model_eval"]
 
-    def run(output, *more, here=processes == 1):
+    def run(output, *more):  # never in this process, whose number of threads another test may have changed
         command = random_net(images, output, *flags, *more, model="Stopped")
-        if here:
-            return run_here(*command)
         return run_script(*command, cwd=tmp_path, root=repository, processes=None if processes == 1 else processes)
 
     assert run(straight).returncode == 0
-    done = run(stopped, "--after", 3, *["--parent"] * (processes > 1), here=False)
+    done = run(stopped, "--after", 3, *["--parent"] * (processes > 1))
     assert done.returncode == (143 if processes == 1 else 1) and done.stderr.count(LINES[signal.SIGTERM]) == 1
     assert sorted(path.name for path in stopped.glob("*.pth")) == ["checkpoint-0.pth", "checkpoint-1-unfinished.pth"]
     done = run(stopped, "--resume", "auto")
