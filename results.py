@@ -192,14 +192,14 @@ def print_table(rows, folder=None, where=None):
     """Print rows of results.csv or results.json: sets x metrics for every run or checkpoint, the other way round where
     there are more than eight metrics.
 
-    Of several checkpoints of a `folder` the one with the best mean of the first metric over the sets is marked. Of a
-    long table only eight lines are printed, of the best checkpoint, if a file `where` holds all.
+    Of several checkpoints of a `folder` the one with the best mean of the first metric over the sets is marked. If a
+    file `where` holds all, at most eight lines are printed, with that of the best checkpoint.
     """
     cells, lines, metrics = lay_out(rows)
     values = {key: row["value"] for key, row in cells.items()}
     best, mean = best_checkpoint(rows) if folder else (None, None)
     marks = {run: run + " *" * (run == best) for _, run in lines}
-    if where and best and max(len(lines), len(metrics) * (len(metrics) > 8)) > 7:
+    if where and best and max(len(lines), len(metrics) * (len(metrics) > 8)) > 6:
         lines = [line for line in lines if line[1] == best]
     if len(metrics) <= 8:
         table = [[place, marks[run], *(values.get((place, run, metric)) for metric in metrics)] for place, run in lines]
@@ -208,7 +208,7 @@ def print_table(rows, folder=None, where=None):
         table = format_table(["metric", *(f"{place} {marks[run]}" for place, run in lines)],
                              [[metric, *(values.get((place, run, metric)) for place, run in lines)]
                               for metric in metrics])
-    say("\n" + (first_lines(table, 8, where) if where else table))
+    say("\n" + (first_lines(table, 8 - bool(best), where) if where else table))
     if best:
         say(f"* best checkpoint by the mean {metrics[0]} over the sets: {folder / best} ({mean:.4f})")
 

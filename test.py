@@ -99,14 +99,15 @@ def main():
 
     if ddp.is_main():
         write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
-        print_table(rows, paths[0].parent, output_dir / "results.md")
     if args.report:
         with ddp.fail_together(patiently=True):
             if ddp.is_main():
                 make_report(output_dir, args)
+    if ddp.is_main():
+        print_table(rows, paths[0].parent, output_dir / "results.md")
     say(f"tested {args.model}, {counted(len(paths), 'checkpoint')} on {counted(len(test_sets), 'set')}")
     say_places({output_dir / "results.csv": "all values, with 95 % intervals; also as .json, .md and .tex",
-                output_dir / "report.html": "a page of tables, curves and images",
+                **({output_dir / "report.html": "a page of tables, curves and images"} if args.report else {}),
                 output_dir / name / "per_image.csv": "a row per checkpoint and image, in every set's folder",
                 output_dir / name / "predictions": "the maps, in every set's folder, for tools/score.py",
                 log_dir: "curves over the checkpoints, for runs/tensorboard.sh"})
