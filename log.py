@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import shlex
 import socket
 import sys
 import threading
@@ -272,7 +273,7 @@ def open_output(args, model_args):
                             "folder whose name is not UTF-8. Give another folder.")
     if any((output_dir / name).exists() for name in ("results.csv", "pred")):
         say(f"note: {output_dir} holds results of an earlier run; those of the same name are replaced")
-    say(f"command: {visible(' '.join(sys.argv))}\narguments: {json.dumps({**vars(args), **model_args})}")
+    say(f"command: {visible(shlex.join(sys.argv))}\narguments: {json.dumps({**vars(args), **model_args})}")
     return output_dir, log_dir
 
 
