@@ -24,6 +24,7 @@ import functools
 import math
 import os
 import re
+import shlex
 from typing import NamedTuple
 
 import cv2
@@ -101,7 +102,7 @@ def read_folder(folder, name, args):
     for each in sorted(found, key=lambda each: (each.about["checkpoint"] == best[0],
                                                 [int(part) for part in re.findall(r"\d+", each.about["checkpoint"])])):
         chosen[each.about["set"]] = each  # the last one stays
-    return Run(name, folder, rows, " ".join(map(str, command)), best, chosen)
+    return Run(name, folder, rows, shlex.join(map(str, command)), best, chosen)
 
 
 class View(NamedTuple):
@@ -189,7 +190,7 @@ class Chart:
     """
 
     width, height = 360, 230
-    left, right, top, bottom = 46, 20, 10, 40
+    left, right, top, bottom = 50, 20, 10, 40
 
     def __init__(self, title, x, y, x_ticks, y_ticks, log=False):
         self.title, self.x, self.y, self.log, self.shapes, self.notes = title, x, y, log, [], []
@@ -488,8 +489,8 @@ def main():
         groups={group: words for group, words in GROUPS.items() if any(group in card["groups"] for card in cards)},
         title=" and ".join(run.name for run in runs))
     write_file(args.output, page)
-    say(f"{counted(len(cards), 'image')} of {counted(len(names), 'set')} shown in {args.output} "
-        f"({os.path.getsize(args.output) / 1e6:.1f} MB)")
+    what = f"{counted(len(cards), 'image')} of {counted(len(names), 'set')}" if cards else "tables and curves"
+    say(f"{what} in {args.output} ({os.path.getsize(args.output) / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":
