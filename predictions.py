@@ -70,8 +70,8 @@ class Saver:
         for job in self.jobs:
             job.result()
         if output.get("pred_mask") is None:
-            raise UserError("--save_predictions: the model's forward returned no pred_mask, which is what it saves; "
-                            "leave the flag out.")
+            raise UserError("--save_predictions, which --report turns on: the model's forward returned no pred_mask, "
+                            "which is what it saves; leave both out (tools/report.py then makes a page of tables).")
         scores = label_scores(output, batch["label"])
         scores = [None] * len(batch["label"]) if scores is None else scores.tolist()
         maps = output["pred_mask"].detach().float().cpu().numpy()[:, 0]

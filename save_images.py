@@ -127,7 +127,10 @@ def main():
                 with autocast():
                     output = cam.run(**batch) if cam else model(**batch)
                 if step == 0:
-                    check_output(output, batch, [PixelF1()], args.model)  # which needs what is saved, pred_mask
+                    check_output(output, batch, (), args.model)
+                    if output.get("pred_mask") is None:
+                        raise UserError(f"model {args.model}: forward returned no pred_mask, which is what is saved "
+                                        "here; test.py --save_per_image writes the scores.")
                 pred = output["pred_mask"].detach().float()
                 lowest, highest = pred.amin(dim=(1, 2, 3)).tolist(), pred.amax(dim=(1, 2, 3)).tolist()
                 refuse_bad_values([PixelF1()], lowest, highest, [False] * len(pred), batch["name"], args.model)
