@@ -192,8 +192,8 @@ def print_table(rows, folder=None, where=None):
     """Print rows of results.csv or results.json: sets x metrics for every run or checkpoint, the other way round where
     there are more than eight metrics.
 
-    Of several checkpoints of a `folder` the one with the best mean of the first metric over the sets is marked. Of a
-    long table only seven lines are printed, of the best checkpoint, if a file `where` holds all.
+    Of several checkpoints of a `folder` the one with the best mean of the first metric over the sets is marked. If a
+    file `where` holds all, at most eight lines are printed, with that of the best checkpoint.
     """
     cells, lines, metrics = lay_out(rows)
     values = {key: row["value"] for key, row in cells.items()}

@@ -260,7 +260,7 @@ FLAG_CASES = {  # name -> (script, changes, words)
                                                       "--image_size": "32", "--metrics": "ImageAUC"},
                                           ["Only32", "no pred_label", "image-level AUC"]),
     "no pred_mask": ("save_images.py", {"--model": "LossOnly", "--checkpoint_path": "{bad}/loss_only.pth"},
-                     ["LossOnly", "no pred_mask"]),
+                     ["LossOnly", "no pred_mask", "saved here"]),
     "no backward_loss": ("train.py", {"--model": "Red"}, ["Red", "backward_loss"]),
     "loss that diverges": ("train.py", {"--model": "LossOnly", "--scale": "inf"},
                            ["Epoch: [0] the loss of step 0 is not finite; this epoch is not saved", ".png", "--lr"]),

@@ -199,7 +199,7 @@ def test_what_is_missing_is_said(run, checkpoints, tmp_path):
         make(output, "--output", tmp_path / "images.html")
         page = Page(tmp_path / "images.html")
         assert sum(group in card["data-group"].split() for card in page.cards) == 4
-        assert ("unlabelled" in page.text) == (group == "marked")
+        assert ("unlabelled" in page.text) == (group == "marked") == ("\nmask" not in page.text)
 
     (tmp_path / "empty").mkdir()
     manifest = json.loads((output / "manifest.json").read_text())

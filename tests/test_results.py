@@ -102,3 +102,14 @@ def test_tables(tmp_path):
     many = [{**rows[0], "metric": f"metric {i}"} for i in range(9)]
     header, lines = results.paper_table(many)
     assert header == ["metric", "CASIA_1"] and len(lines) == 9 and lines[0][1][3] == 0  # one run: nothing is best
+
+
+def test_a_long_table_is_cut_to_eight_lines_with_the_best_checkpoint(capsys, tmp_path):
+    for sets, checkpoints, metrics in ((3, 2, 2), (9, 3, 2), (9, 1, 2), (1, 2, 12), (1, 1, 12)):
+        results.print_table([{"set": f"set{i}", "checkpoint": f"checkpoint-{k}.pth", "metric": f"metric{m}",
+                              "value": k / 10} for k in range(checkpoints) for i in range(sets)
+                             for m in range(metrics)], tmp_path, tmp_path / "results.md")
+        lines = capsys.readouterr().out.strip().split("\n")
+        whole = sets == 3
+        assert len(lines) == 8 and any(f"more, all of them in {tmp_path}" in line for line in lines) != whole
+        assert lines[-1].startswith("* best checkpoint") == (checkpoints > 1)

@@ -190,7 +190,7 @@ class Chart:
     """
 
     width, height = 360, 230
-    left, right, top, bottom = 46, 20, 10, 40
+    left, right, top, bottom = 50, 20, 10, 40
 
     def __init__(self, title, x, y, x_ticks, y_ticks, log=False):
         self.title, self.x, self.y, self.log, self.shapes, self.notes = title, x, y, log, [], []
