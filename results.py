@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 
+import ddp
 from counting import Draw, Levels
 from log import csv_lines, first_lines, format_table, say, write_file
 from registry import ROOT, UserError
@@ -244,10 +245,12 @@ def latex(header, lines):
 
 
 def make_report(folder, args):
-    """Make report.html in a test's output folder, as its --report asks for; UserError where that fails."""
+    """Make report.html in a test's output folder, on rank 0, as --report asks for; UserError, on all ranks, where that
+    fails."""
     flags = [flag for flag in ("no_fingerprint", "no_progress") if getattr(args, flag)]
     command = [sys.executable, ROOT / "tools" / "report.py", folder, "--output", folder / "report.html",
                *(f"--{flag}" for flag in flags)]
-    if subprocess.run(command).returncode:
-        raise UserError(f"--report: no page could be made, for the reason above; the results in {folder} are complete, "
-                        f"and python tools/report.py {folder} makes the page later.")
+    with ddp.fail_together(patiently=True):
+        if ddp.is_main() and subprocess.run(command).returncode:
+            raise UserError(f"--report: no page could be made, for the reason above; the results in {folder} are "
+                            f"complete, and python tools/report.py {folder} makes the page later.")

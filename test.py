@@ -100,9 +100,7 @@ def main():
     if ddp.is_main():
         write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
     if args.report:
-        with ddp.fail_together(patiently=True):
-            if ddp.is_main():
-                make_report(output_dir, args)
+        make_report(output_dir, args)
     if ddp.is_main():
         print_table(rows, paths[0].parent, output_dir / "results.md")
     say(f"tested {args.model}, {counted(len(paths), 'checkpoint')} on {counted(len(test_sets), 'set')}")

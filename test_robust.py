@@ -109,9 +109,7 @@ def main():
     if ddp.is_main():
         write_results(output_dir, rows, {"command": sys.argv, "versions": versions()})
     if args.report:
-        with ddp.fail_together(patiently=True):
-            if ddp.is_main():
-                make_report(output_dir, args)
+        make_report(output_dir, args)
     say("\n" + first_lines("\n".join(tables), 10, output_dir / "results.md"))
     say(f"tested {args.model}, {path}, under {counted(len(attacks), 'attack')} on {counted(len(test_sets), 'set')}")
     say_places({output_dir / "results.csv": "all values, with 95 % intervals; also as .json, .md and .tex",
